@@ -1,0 +1,3 @@
+module tinkerlocal
+
+go 1.26
