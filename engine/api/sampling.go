@@ -1,0 +1,44 @@
+package api
+
+// SamplingParams are the knobs of one sampling request. The zero value is not the default: see [DefaultSampling].
+type SamplingParams struct {
+	MaxTokens   int      `json:"max_tokens,omitempty"` // 0: up to the context limit
+	Seed        *int64   `json:"seed,omitempty"`       // nil: a random seed
+	Stop        []string `json:"-"`                    // stop when the decoded text contains one of these
+	StopTokens  []int32  `json:"-"`                    // stop on one of these ids
+	Temperature float64  `json:"temperature"`          // 0: argmax
+	TopK        int      `json:"top_k"`                // -1 (or 0): off
+	TopP        float64  `json:"top_p"`                // 1: off
+}
+
+// DefaultSampling samples from the model's own distribution.
+func DefaultSampling() SamplingParams { return SamplingParams{Temperature: 1, TopK: -1, TopP: 1} }
+
+// SampleRequest asks for NumSamples continuations of one prompt.
+type SampleRequest struct {
+	Prompt     ModelInput     `json:"prompt"`
+	Params     SamplingParams `json:"sampling_params"`
+	NumSamples int            `json:"num_samples"`
+}
+
+// The reasons why a sequence ended.
+const (
+	StopReasonStop   = "stop"
+	StopReasonLength = "length"
+)
+
+// SampledSequence is one continuation. Tokens include the token that ended it. LogProbs are those of
+// the distribution a token was drawn from, scaled by the temperature, before top-k and top-p
+// filtering (at temperature 0 the value at temperature 1). RawLogProbs are the model's own, at
+// temperature 1: bit for bit those that a forward pass gives with the same weights.
+type SampledSequence struct {
+	Tokens      []int32   `json:"tokens"`
+	LogProbs    []float32 `json:"logprobs"`
+	RawLogProbs []float32 `json:"raw_logprobs"`
+	StopReason  string    `json:"stop_reason"`
+}
+
+// SampleOutput holds the sequences of one request.
+type SampleOutput struct {
+	Sequences []SampledSequence `json:"sequences"`
+}

@@ -1,0 +1,118 @@
+// Package lora holds adapters: their shapes on a base model, initialisation, gradients, the AdamW
+// step, and immutable snapshots. All trained tensors of an adapter lie in one flat device tensor, so
+// an optimiser step, a snapshot and a checkpoint each touch one piece of memory.
+package lora
+
+import (
+	"fmt"
+
+	"tinkerlocal/engine/api"
+)
+
+// MaxRank is the largest rank a run may ask for. Beyond it the factors outgrow the matrices they
+// adapt on every model that fits a workstation.
+const MaxRank = 512
+
+// Kind says which train_ flag a site belongs to.
+type Kind uint8
+
+// The kinds of sites.
+const (
+	Attn Kind = iota
+	MLP
+	Unembed
+)
+
+// Part is one adapted module inside a stacked weight.
+type Part struct {
+	Module string // path in a Hugging Face model: "model.layers.0.self_attn.q_proj", "lm_head"
+	Out    int    // output features
+}
+
+// Site is one frozen stacked weight of a base that an adapter may attach to. Its parts share the
+// input; each has its own A and B.
+type Site struct {
+	Kind  Kind
+	In    int
+	Parts []Part
+}
+
+// Out is the number of output features of all parts.
+func (s Site) Out() int {
+	n := 0
+	for _, p := range s.Parts {
+		n += p.Out
+	}
+	return n
+}
+
+func (s Site) params(rank int) int { return rank * (len(s.Parts)*s.In + s.Out()) }
+
+func trains(c api.LoraConfig, k Kind) bool {
+	switch k {
+	case Attn:
+		return c.TrainAttn
+	case MLP:
+		return c.TrainMLP
+	default:
+		return c.TrainUnembed
+	}
+}
+
+// Params counts the trainable parameters of an adapter.
+func Params(sites []Site, c api.LoraConfig) int {
+	n := 0
+	for _, s := range sites {
+		if trains(c, s.Kind) {
+			n += s.params(c.Rank)
+		}
+	}
+	return n
+}
+
+// Check says whether c is a configuration that can be trained.
+func Check(c api.LoraConfig) error {
+	if c.Rank < 1 || c.Rank > MaxRank {
+		return api.Errorf(api.BadRequest, "lora rank is %d, wanted 1..%d", c.Rank, MaxRank)
+	}
+	if !c.TrainAttn && !c.TrainMLP && !c.TrainUnembed {
+		return api.Errorf(api.BadRequest, "lora config trains nothing: at least one of train_attn, train_mlp, train_unembed must be true")
+	}
+	return nil
+}
+
+// Tensor is one factor of an adapter on the host, under its PEFT name without the
+// "base_model.model." prefix: "model.layers.0.self_attn.q_proj.lora_A.weight". A is [rank, in], B is [out, rank].
+type Tensor struct {
+	Name   string
+	Shape  []int
+	Values []float32
+}
+
+// slot is where one factor lies in the flat tensor.
+type slot struct {
+	name       string
+	rows, cols int
+	off        int // elements
+	isA        bool
+	site       int
+}
+
+// layout fixes the order of factors in the flat tensor: per site all A factors (stacked in part
+// order), then all B factors; sites in order. So the stacked A [P*R, In] and B [Out, R] are contiguous.
+func layout(sites []Site, c api.LoraConfig) (slots []slot, total int) {
+	for i, s := range sites {
+		if !trains(c, s.Kind) {
+			continue
+		}
+		for _, p := range s.Parts {
+			slots = append(slots, slot{fmt.Sprintf("%s.lora_A.weight", p.Module), c.Rank, s.In, total, true, i})
+			total += c.Rank * s.In
+		}
+		for _, p := range s.Parts {
+			slots = append(slots, slot{fmt.Sprintf("%s.lora_B.weight", p.Module), p.Out, c.Rank, total, false, i})
+			total += p.Out * c.Rank
+		}
+	}
+	return slots, total
+}

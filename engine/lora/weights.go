@@ -1,0 +1,127 @@
+package lora
+
+import (
+	"fmt"
+
+	"tinkerlocal/engine/api"
+	"tinkerlocal/kernels"
+)
+
+// Weights is one set of adapter factors on a device, as the model's forward wants them: one
+// *kernels.LoRA per site of the base, nil where the adapter has none.
+type Weights struct {
+	Rank  int
+	Sites []*kernels.LoRA
+
+	flat  kernels.Tensor
+	slots []slot
+	dev   kernels.Device
+}
+
+// newWeights lays views over flat (and grad, which may be the zero Tensor).
+func newWeights(dev kernels.Device, sites []Site, c api.LoraConfig, flat, grad kernels.Tensor) *Weights {
+	slots, _ := layout(sites, c)
+	w := &Weights{Rank: c.Rank, Sites: make([]*kernels.LoRA, len(sites)), flat: flat, slots: slots, dev: dev}
+	size := int64(flat.DType.Size())
+	view := func(t kernels.Tensor, off, rows, cols int) kernels.Tensor {
+		if t.None() {
+			return kernels.Tensor{}
+		}
+		return kernels.View(t.Buf, t.Off+int64(off)*size, t.DType, rows, cols)
+	}
+	for _, s := range slots {
+		if w.Sites[s.site] != nil {
+			continue // the first slot of a site is where its stacked A begins
+		}
+		site := sites[s.site]
+		nA := len(site.Parts) * c.Rank
+		bOff := s.off + nA*site.In
+		w.Sites[s.site] = &kernels.LoRA{
+			Rank:  c.Rank,
+			Scale: float32(api.LoraAlpha) / float32(c.Rank),
+			A:     view(flat, s.off, nA, site.In),
+			B:     view(flat, bOff, site.Out(), c.Rank),
+			DA:    view(grad, s.off, nA, site.In),
+			DB:    view(grad, bOff, site.Out(), c.Rank),
+		}
+	}
+	return w
+}
+
+// Tensors downloads every factor, in layout order.
+func (w *Weights) Tensors() ([]Tensor, error) { return tensors(w.dev, w.flat, w.slots) }
+
+func tensors(dev kernels.Device, flat kernels.Tensor, slots []slot) ([]Tensor, error) {
+	values, err := kernels.ReadFloats(dev, flat)
+	if err != nil {
+		return nil, fmt.Errorf("read adapter: %w", err)
+	}
+	out := make([]Tensor, len(slots))
+	for i, s := range slots {
+		n := s.rows * s.cols
+		out[i] = Tensor{Name: s.name, Shape: []int{s.rows, s.cols}, Values: values[s.off : s.off+n : s.off+n]}
+	}
+	return out, nil
+}
+
+// Snapshot is an immutable copy of an adapter's weights; later training never changes it.
+type Snapshot struct {
+	*Weights
+	Config  api.LoraConfig
+	Version int64
+}
+
+// NewSnapshot puts factors from a file on the device. ts must hold exactly the factors that c has on
+// sites, in any order; scale is folded into B when it differs from LoraAlpha/rank.
+func NewSnapshot(dev kernels.Device, sites []Site, c api.LoraConfig, ts []Tensor, scale float64) (*Snapshot, error) {
+	if err := Check(c); err != nil {
+		return nil, err
+	}
+	slots, total := layout(sites, c)
+	values, err := gather(slots, total, ts, float32(scale*float64(c.Rank)/api.LoraAlpha))
+	if err != nil {
+		return nil, err
+	}
+	flat, err := kernels.NewTensor(dev, dev.Info().Act, total)
+	if err != nil {
+		return nil, fmt.Errorf("adapter snapshot: %w", err)
+	}
+	if err := kernels.WriteFloats(dev, flat, values); err != nil {
+		dev.Free(flat.Buf)
+		return nil, err
+	}
+	return &Snapshot{Weights: newWeights(dev, sites, c, flat, kernels.Tensor{}), Config: c}, nil
+}
+
+// Free gives the device memory back.
+func (s *Snapshot) Free() { s.dev.Free(s.flat.Buf) }
+
+// gather puts named tensors in layout order; B factors are multiplied by scaleB.
+func gather(slots []slot, total int, ts []Tensor, scaleB float32) ([]float32, error) {
+	byName := make(map[string]Tensor, len(ts))
+	for _, t := range ts {
+		byName[t.Name] = t
+	}
+	values := make([]float32, total)
+	for _, s := range slots {
+		t, ok := byName[s.name]
+		if !ok {
+			return nil, api.Errorf(api.BadRequest, "adapter has no tensor %s", s.name)
+		}
+		if len(t.Shape) != 2 || t.Shape[0] != s.rows || t.Shape[1] != s.cols || len(t.Values) != s.rows*s.cols {
+			return nil, api.Errorf(api.BadRequest, "adapter tensor %s has shape %v, wanted [%d %d]", s.name, t.Shape, s.rows, s.cols)
+		}
+		delete(byName, s.name)
+		dst := values[s.off : s.off+len(t.Values)]
+		copy(dst, t.Values)
+		if !s.isA && scaleB != 1 {
+			for i := range dst {
+				dst[i] *= scaleB
+			}
+		}
+	}
+	for name := range byName {
+		return nil, api.Errorf(api.BadRequest, "adapter tensor %s belongs to no module of this base model with these settings", name)
+	}
+	return values, nil
+}
