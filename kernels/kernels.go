@@ -64,7 +64,7 @@ type Device interface {
 
 // Buffer is device memory.
 type Buffer interface {
-	Len() int64 // bytes
+	Len() int64 // bytes; 0 once it is freed, so that the checks catch a use after Free
 }
 
 // Matrix is a host matrix in row-major order: Data holds Rows*Cols values of DType (F32, F16 or BF16), little endian.
@@ -76,7 +76,7 @@ type Matrix struct {
 
 // Weight is a frozen [N, K] matrix (rows are outputs) in a device's own layout, made of P stacked parts.
 type Weight interface {
-	Rows() int    // N, all parts together
+	Rows() int    // N, all parts together; 0 once freed
 	Cols() int    // K
 	Parts() []int // rows of each part; owned by the weight, do not change
 	Bytes() int64 // device memory it holds
@@ -119,7 +119,9 @@ type Seq struct {
 }
 
 // Ops are the device's operations. Unless said otherwise outputs are overwritten, dtype is
-// Info().Act, and integer tensors are I32.
+// Info().Act, and integer tensors are I32. An output may share memory with another argument only
+// where that is said. The arguments are checked by CheckAdd and its like and by the Check methods of
+// the argument structs, which every device calls first; a call that is refused has written nothing.
 type Ops interface {
 	// Zero sets every element of x to zero.
 	Zero(x Tensor) error
@@ -223,6 +225,7 @@ type RoPEBackwardArgs struct {
 
 // AttentionArgs: q, o [T, H*C]; k, v [rows, K*C]; lse [T,H] is log-sum-exp of the scaled scores, kept for the
 // backward (zero Tensor: not wanted). Query head h reads key/value head h/(H/K). Scores are q.k*Scale. PageLen is the rows per page for sequences that have Pages.
+// The sequences cover the rows 0..T-1 in order, without gaps.
 type AttentionArgs struct {
 	O, LSE, Q, K, V Tensor
 	Seqs            []Seq
@@ -231,7 +234,8 @@ type AttentionArgs struct {
 	Scale           float32
 }
 
-// AttentionBackwardArgs: shapes as in [AttentionArgs]; dq, dk, dv are overwritten.
+// AttentionBackwardArgs: shapes as in [AttentionArgs] with k and v [T, K*C] in batch order, so KV is
+// Begin; dq, dk, dv are overwritten.
 type AttentionBackwardArgs struct {
 	DQ, DK, DV, DO, O, LSE, Q, K, V Tensor
 	Seqs                            []Seq
