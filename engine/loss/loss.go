@@ -1,0 +1,78 @@
+// Package loss defines what a loss is and holds the built-in ones.
+//
+// A loss gets the log-probabilities of the target tokens and returns one weight per log-probability. The engine always
+// differentiates
+//
+//	L = -sum_i w_i * logprob_i    with w held constant,
+//
+// so every loss, built-in or custom, returns w = -dL/dlogprob. All losses are sums over tokens and
+// datums: no mean, no length normalisation.
+package loss
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+
+	"tinkerlocal/engine/api"
+)
+
+// Input is one batch as a loss sees it.
+type Input struct {
+	Data     []api.Datum
+	LogProbs [][]float32 // [datum][position*k]
+	Config   map[string]float64
+}
+
+// Output is a loss's answer. Weights has the shape of Input.LogProbs. The value of the loss is
+// Metrics["loss:sum"]; every metric name ends in its reduction over chunks.
+type Output struct {
+	Weights [][]float32
+	Metrics map[string]float64
+}
+
+// Loss turns log-probabilities into weights.
+type Loss interface {
+	Eval(ctx context.Context, in Input) (Output, error)
+}
+
+// Checker is a Loss that can refuse inputs before the forward pass is paid for.
+type Checker interface {
+	Check(data []api.Datum, config map[string]float64) error
+}
+
+// Check asks l to check data and config, when it can.
+func Check(l Loss, data []api.Datum, config map[string]float64) error {
+	if c, ok := l.(Checker); ok {
+		return c.Check(data, config)
+	}
+	return nil
+}
+
+var builtin = map[string]Loss{
+	"cross_entropy": crossEntropy{},
+}
+
+// Builtin finds a built-in loss by its wire name.
+func Builtin(name string) (Loss, error) {
+	if l, ok := builtin[name]; ok {
+		return l, nil
+	}
+	return nil, api.Errorf(api.BadRequest, "unknown loss_fn %q, wanted one of %s", name,
+		strings.Join(slices.Sorted(maps.Keys(builtin)), ", "))
+}
+
+// onlyKeys refuses configuration keys a loss does not know.
+func onlyKeys(loss string, config map[string]float64, known ...string) error {
+	for k := range config {
+		if !slices.Contains(known, k) {
+			allowed := "no keys"
+			if len(known) > 0 {
+				allowed = strings.Join(known, ", ")
+			}
+			return api.Errorf(api.BadRequest, "loss_fn_config: %s does not know %q, wanted %s", loss, k, allowed)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,6 @@
+package model
+
+// families lists every architecture this build knows.
+var families = []family{
+	{"qwen3", qwen3},
+}

@@ -1,0 +1,132 @@
+// Package model runs decoder-only transformers: a frozen Base, LoRA adapters on it, packed batches
+// forward and backward, and generation with a key/value cache. It knows token ids only. Training
+// and sampling run the same forward code on the same weights, so equal weights give equal bits.
+package model
+
+import (
+	"fmt"
+	"math"
+
+	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/hf"
+	"tinkerlocal/engine/lora"
+)
+
+// Spec is an architecture with its sizes: what config.json says, in our words.
+type Spec struct {
+	Family                            string
+	Layers, Hidden, Heads, KVHeads    int
+	HeadDim, FFN, Vocab, MaxPositions int
+	Eps                               float32
+	RopeTheta                         float64
+	QKNorm                            bool // per-head RMSNorm on q and k before the rotation
+	Tied                              bool // the head is the embedding
+}
+
+// family is one architecture: config.json → Spec. Tensor names are those of the Hugging Face Llama
+// layout that all our families share.
+type family struct {
+	modelType string
+	spec      func(c *hf.Config) (*Spec, error)
+}
+
+// NewSpec reads the architecture out of a checkpoint's configuration.
+func NewSpec(c *hf.Config) (*Spec, error) {
+	known := ""
+	for _, f := range families {
+		if f.modelType == c.ModelType {
+			return f.spec(c)
+		}
+		known += " " + f.modelType
+	}
+	return nil, api.Errorf(api.Unsupported, "config.json: model_type is %q; this build knows:%s", c.ModelType, known)
+}
+
+// decoder fills the fields that every family reads the same way, and refuses what no family supports.
+func decoder(c *hf.Config) (*Spec, error) {
+	if c.HiddenAct != "silu" {
+		return nil, api.Errorf(api.Unsupported, "config.json: hidden_act is %q, wanted \"silu\"", c.HiddenAct)
+	}
+	if c.RopeScaling != nil && c.RopeScaling.Type != "" && c.RopeScaling.Type != "default" {
+		return nil, api.Errorf(api.Unsupported, "config.json: rope_scaling type %q is not supported by %s", c.RopeScaling.Type, c.ModelType)
+	}
+	if c.UseSlidingWindow {
+		return nil, api.Errorf(api.Unsupported, "config.json: use_sliding_window is true; sliding windows are not supported")
+	}
+	if c.AttentionBias || c.MLPBias {
+		return nil, api.Errorf(api.Unsupported, "config.json: biases on linear layers are not supported by %s", c.ModelType)
+	}
+	s := &Spec{
+		Family: c.ModelType, Layers: c.NumHiddenLayers, Hidden: c.HiddenSize,
+		Heads: c.NumAttentionHeads, KVHeads: c.NumKeyValueHeads, HeadDim: c.HeadDim,
+		FFN: c.IntermediateSize, Vocab: c.VocabSize, MaxPositions: c.MaxPositionEmbeddings,
+		Eps: float32(c.RMSNormEps), RopeTheta: c.RopeTheta, Tied: c.TieWordEmbeddings,
+	}
+	if s.HeadDim == 0 {
+		if s.Heads == 0 || s.Hidden%s.Heads != 0 {
+			return nil, api.Errorf(api.BadRequest, "config.json: hidden_size %d is not a multiple of num_attention_heads %d and head_dim is absent", s.Hidden, s.Heads)
+		}
+		s.HeadDim = s.Hidden / s.Heads
+	}
+	if s.HeadDim%2 != 0 {
+		return nil, api.Errorf(api.BadRequest, "config.json: head_dim is %d, wanted an even number", s.HeadDim)
+	}
+	if s.KVHeads < 1 || s.Heads%s.KVHeads != 0 {
+		return nil, api.Errorf(api.BadRequest, "config.json: num_attention_heads %d is not a multiple of num_key_value_heads %d", s.Heads, s.KVHeads)
+	}
+	return s, nil
+}
+
+// QWidth and KVWidth are the output features of the query and of the key (or value) projections.
+func (s *Spec) QWidth() int  { return s.Heads * s.HeadDim }
+func (s *Spec) KVWidth() int { return s.KVHeads * s.HeadDim }
+
+// Params counts the base's parameters.
+func (s *Spec) Params() int64 {
+	perLayer := int64(s.Hidden)*int64(2*s.QWidth()+2*s.KVWidth()+3*s.FFN) + int64(2*s.Hidden)
+	if s.QKNorm {
+		perLayer += int64(2 * s.HeadDim)
+	}
+	n := int64(s.Layers)*perLayer + int64(s.Hidden) + int64(s.Vocab)*int64(s.Hidden)
+	if !s.Tied {
+		n += int64(s.Vocab) * int64(s.Hidden)
+	}
+	return n
+}
+
+// The stacked weights of one layer, in site order; the head is the last site.
+const (
+	siteQKV = iota
+	siteO
+	siteGateUp
+	siteDown
+	sitesPerLayer
+)
+
+// Sites lists the stacked weights adapters may attach to: four per layer, then the head.
+func (s *Spec) Sites() []lora.Site {
+	sites := make([]lora.Site, 0, s.Layers*sitesPerLayer+1)
+	for l := range s.Layers {
+		p := fmt.Sprintf("model.layers.%d.", l)
+		sites = append(sites,
+			lora.Site{Kind: lora.Attn, In: s.Hidden, Parts: []lora.Part{
+				{Module: p + "self_attn.q_proj", Out: s.QWidth()},
+				{Module: p + "self_attn.k_proj", Out: s.KVWidth()},
+				{Module: p + "self_attn.v_proj", Out: s.KVWidth()}}},
+			lora.Site{Kind: lora.Attn, In: s.QWidth(), Parts: []lora.Part{{Module: p + "self_attn.o_proj", Out: s.Hidden}}},
+			lora.Site{Kind: lora.MLP, In: s.Hidden, Parts: []lora.Part{
+				{Module: p + "mlp.gate_proj", Out: s.FFN},
+				{Module: p + "mlp.up_proj", Out: s.FFN}}},
+			lora.Site{Kind: lora.MLP, In: s.FFN, Parts: []lora.Part{{Module: p + "mlp.down_proj", Out: s.Hidden}}},
+		)
+	}
+	return append(sites, lora.Site{Kind: lora.Unembed, In: s.Hidden, Parts: []lora.Part{{Module: "lm_head", Out: s.Vocab}}})
+}
+
+// ropeAngle is the rotation angle of pair c of C/2 at a position. The roundings to float32 are those of
+// the published models' code (transformers computes inverse frequencies and angles in float32), so
+// that angles at large positions are the ones the models were trained with.
+func (s *Spec) ropeAngle(pos, c int) float32 {
+	invFreq := float32(1 / math.Pow(s.RopeTheta, float64(2*c)/float64(s.HeadDim)))
+	return float32(pos) * invFreq
+}
