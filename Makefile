@@ -1,0 +1,115 @@
+# tinker-local: every task a person or the CI runs, in one list. `make` alone prints it.
+#
+# A fresh machine needs Go, git and Python 3 (for `bench` and `gpu-check`); everything else is fetched
+# through the Go module proxy. A C compiler is used by `soak` (race detector) and is optional.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+GO      ?= go
+PYTHON  ?= python3
+PROGRAM := tinkerlocal/cmd/tinker-local
+
+# The CPU program is pure Go: one static binary, no C compiler, the same code on every platform.
+export CGO_ENABLED ?= 0
+
+# Not a dependency of ours, so it stays out of go.mod: `go run` builds it once and caches it.
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+COMMIT  := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+# The Go tool's own stamping fails in checkouts that belong to another user; ours does not.
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+BUILD   := $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
+
+CROSS := linux/arm64 darwin/arm64 windows/amd64
+
+TEST_TIMEOUT ?= 25m
+SOAK_TIMEOUT ?= 3h
+FUZZ_SECONDS ?= 60
+BENCH        ?= .
+BENCH_COUNT  ?= 6
+
+say = @printf '== %s\n'
+
+.PHONY: help build run test check soak bench gpu-check clean \
+        check-format check-vet check-staticcheck check-walls check-build check-cross check-generated check-tidy
+
+help: ## print this list
+	@printf 'tinker-local: LoRA fine-tuning in Go\n\n'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build the program as bin/tinker-local (static, no C compiler needed)
+	@mkdir -p bin
+	$(BUILD) -o bin/tinker-local ./cmd/tinker-local
+
+run: build ## build, then fine-tune the embedded model: bin/tinker-local quickstart
+	bin/tinker-local quickstart
+
+# -count=1: CI and people read this as "it passed now", not "it passed once with these files".
+test: ## run every test that CI runs
+	$(say) 'modules'
+	$(GO) mod download
+	$(say) 'go test ./... (no cgo, so no race detector; make soak has it)'
+	$(GO) test -count=1 -timeout $(TEST_TIMEOUT) ./...
+
+check: check-format check-tidy check-build check-vet check-walls check-cross check-generated check-staticcheck ## formatting, vet, staticcheck, import walls, cross-builds, generated files
+	$(say) 'check passed'
+
+check-format:
+	$(say) 'gofmt'
+	@bad=$$(gofmt -l .); if [ -n "$$bad" ]; then printf 'not formatted (gofmt -w):\n%s\n' "$$bad"; exit 1; fi
+
+check-tidy:
+	$(say) 'go mod tidy'
+	@$(GO) mod tidy -diff
+
+check-build:
+	$(say) 'go build ./... without cgo'
+	@CGO_ENABLED=0 $(GO) build -buildvcs=false ./...
+
+check-vet:
+	$(say) 'go vet'
+	@$(GO) vet ./...
+
+check-staticcheck:
+	$(say) 'staticcheck'
+	@$(GO) run $(STATICCHECK) ./...
+
+# The walls read what `go list` says at this moment, which the test cache cannot know.
+check-walls:
+	$(say) 'import walls, house style'
+	@$(GO) test -count=1 .
+
+# vet compiles the tests of every package for the target, too; the build then links the program.
+check-cross:
+	@for target in $(CROSS); do \
+	  printf '== build for %s\n' $$target; \
+	  export CGO_ENABLED=0 GOOS=$${target%/*} GOARCH=$${target#*/}; \
+	  $(GO) vet ./...; \
+	  $(BUILD) -o build/$$GOOS-$$GOARCH/ ./cmd/tinker-local; \
+	done
+
+check-generated:
+	$(say) 'generated files'
+	@.ci/generated
+
+soak: ## the long forms: more seeds, race detector, every fuzz target
+	$(say) 'long tests'
+	TINKER_SOAK=1 $(GO) test -count=1 -timeout $(SOAK_TIMEOUT) ./...
+	$(say) 'race detector'
+	@if command -v $${CC:-cc} >/dev/null; then \
+	  CGO_ENABLED=1 $(GO) test -race -count=1 -timeout $(SOAK_TIMEOUT) ./...; \
+	else echo 'skipped: the race detector needs a C compiler'; fi
+	$(say) 'fuzzing'
+	.ci/fuzz $(FUZZ_SECONDS)
+
+bench: ## run the Go benchmarks; writes benchmarks/results/ with machine, commit and spread
+	$(PYTHON) benchmarks/bench.py --bench '$(BENCH)' --count $(BENCH_COUNT)
+
+gpu-check: ## run what needs a CUDA device; fails, saying why, where there is none
+	$(PYTHON) benchmarks/gpu_check.py
+
+clean: ## remove bin/ and build/
+	rm -rf bin build
