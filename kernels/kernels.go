@@ -252,7 +252,8 @@ type LogProbsArgs struct {
 	Target         Tensor
 }
 
-// LogProbsBackwardArgs: dout [T,J] holds the weights w of L = -sum w*logprob; dv is scratch like v.
+// LogProbsBackwardArgs: dout [T,J] holds the weights w of L = -sum w*logprob; dv is scratch like v. A
+// target of -1 counts as weight 0, whatever dout holds there.
 type LogProbsBackwardArgs struct {
 	DH, DV, DOut, LSE, V, H Tensor
 	W                       Weight
