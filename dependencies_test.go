@@ -22,6 +22,9 @@ func TestDependencies(t *testing.T) {
 	for _, message := range checkDependencies(string(mod), string(doc)) {
 		t.Error(message)
 	}
+	for _, message := range checkLibraryUse(projectImports(t), string(doc)) {
+		t.Error(message)
+	}
 }
 
 var (
@@ -55,6 +58,45 @@ func checkDependencies(mod, doc string) []string {
 	return bad
 }
 
+var (
+	userLine = regexp.MustCompile("(?m)^Used by ((?:`[^`]+`(?:, )?)+)")
+	backtick = regexp.MustCompile("`([^`]+)`")
+)
+
+// checkLibraryUse returns one message per import of a library by a package that the library's heading
+// does not name in its "Used by" line.
+func checkLibraryUse(imports map[string][]string, doc string) []string {
+	users := map[string][]string{}
+	heads := libraryHead.FindAllStringSubmatchIndex(doc, -1)
+	for i, h := range heads {
+		end := len(doc)
+		if i+1 < len(heads) {
+			end = heads[i+1][0]
+		}
+		name := doc[h[2]:h[3]]
+		users[name] = nil
+		if m := userLine.FindStringSubmatch(doc[h[1]:end]); m != nil {
+			for _, user := range backtick.FindAllStringSubmatch(m[1], -1) {
+				users[name] = append(users[name], user[1])
+			}
+		}
+	}
+	var bad []string
+	for _, pkg := range sortedKeys(imports) {
+		for _, path := range imports[pkg] {
+			if first, _, _ := strings.Cut(path, "/"); !strings.Contains(first, ".") {
+				continue // ours or the standard library's
+			}
+			for _, library := range sortedKeys(users) {
+				if under(path, library) && !slices.Contains(users[library], pkg) {
+					bad = append(bad, "docs/dependencies.md: "+pkg+" imports "+path+", but the heading of "+library+" does not say that it is used there")
+				}
+			}
+		}
+	}
+	return bad
+}
+
 // TestDependenciesCatch plants one break of each rule.
 func TestDependenciesCatch(t *testing.T) {
 	const doc = "# Dependencies\n\n### `example.org/a/b`\n\nText.\n"
@@ -66,5 +108,14 @@ func TestDependenciesCatch(t *testing.T) {
 		{"gone", "module x\n", "heading for example.org/a/b, which go.mod does not require"},
 	} {
 		expectOne(t, c.name, checkDependencies(c.mod, doc), c.want)
+	}
+
+	const use = "### `example.org/a`\n\nUsed by `store`, `kernels/cpu`. Text.\n\n### `example.org/b`\n\nUsed by `plugins`.\n"
+	for _, c := range []struct{ name, pkg, path, want string }{
+		{"named", "kernels/cpu", "example.org/a/x", ""},
+		{"standard library", "engine", "encoding/json", ""},
+		{"named elsewhere", "store", "example.org/b", "store imports example.org/b"},
+	} {
+		expectOne(t, c.name, checkLibraryUse(map[string][]string{c.pkg: {c.path}}, use), c.want)
 	}
 }
