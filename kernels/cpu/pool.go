@@ -1,0 +1,159 @@
+package cpu
+
+import (
+	"runtime"
+	"sync"
+	"sync/atomic"
+)
+
+// task is one op's work, cut into pieces that may run in any order on any worker.
+type task interface{ run(w *worker, i int) }
+
+// pool runs the pieces of one task at a time on the caller and its helpers.
+//
+// The word state holds (generation, pieces, next piece). Whoever swaps next forward owns that piece, so a helper that was not
+// running when a task came simply finds nothing left, and the caller never waits for it. A task's fields are stable while one of its
+// pieces is unfinished, which is all a helper relies on: it reads job after it has won a piece.
+type pool struct {
+	state   atomic.Uint64
+	done    atomic.Int32
+	job     task
+	workers []*worker // workers[0] is the caller
+	ended   atomic.Bool
+	group   sync.WaitGroup
+}
+
+const (
+	pieceBits = 16
+	pieceMask = 1<<pieceBits - 1
+	maxPieces = pieceMask
+
+	// A helper looks for work this many times before it sleeps, about 50 microseconds: longer than the gap between two ops of a
+	// step, shorter than anything that people notice on an idle machine.
+	spins = 1000
+)
+
+func newPool(threads int, vec *vectors) *pool {
+	p := &pool{}
+	for i := range threads {
+		w := &worker{vec: vec, pool: p, wake: make(chan struct{}, 1)}
+		w.init()
+		p.workers = append(p.workers, w)
+		if i > 0 {
+			p.group.Add(1)
+			go w.loop()
+		}
+	}
+	return p
+}
+
+func (p *pool) threads() int { return len(p.workers) }
+
+// run does the n pieces of t and returns when all are done.
+func (p *pool) run(t task, n int) {
+	for n > maxPieces { // never in practice; the callers choose n from the thread count
+		panic("cpu: too many pieces")
+	}
+	if n == 1 || len(p.workers) == 1 {
+		for i := range n {
+			t.run(p.workers[0], i)
+		}
+		return
+	}
+	if n == 0 {
+		return
+	}
+	p.job = t
+	p.done.Store(0)
+	gen := p.state.Load()>>(2*pieceBits) + 1
+	p.state.Store(gen<<(2*pieceBits) | uint64(n)<<pieceBits)
+	for _, w := range p.workers[1:min(n, len(p.workers))] {
+		if w.asleep.CompareAndSwap(true, false) {
+			w.wake <- struct{}{}
+		}
+	}
+	p.help(p.workers[0])
+	for i := 0; p.done.Load() != int32(n); i++ {
+		if i > spins {
+			runtime.Gosched()
+		} else {
+			pause()
+		}
+	}
+}
+
+// help runs pieces until none is left.
+func (p *pool) help(w *worker) (any bool) {
+	for {
+		s := p.state.Load()
+		n, next := s>>pieceBits&pieceMask, s&pieceMask
+		if next >= n {
+			return any
+		}
+		if p.state.CompareAndSwap(s, s+1) {
+			p.job.run(w, int(next))
+			p.done.Add(1)
+			any = true
+		}
+	}
+}
+
+func (w *worker) loop() {
+	p := w.pool
+	defer p.group.Done()
+	for idle := 0; !p.ended.Load(); idle++ {
+		if p.help(w) {
+			idle = 0
+		}
+		if idle < spins {
+			pause()
+			continue
+		}
+		// Say that we sleep, then look once more: a task that came in between either is seen here or sees the flag.
+		w.asleep.Store(true)
+		s := p.state.Load()
+		if (s&pieceMask < s>>pieceBits&pieceMask || p.ended.Load()) && w.asleep.CompareAndSwap(true, false) {
+			continue
+		}
+		<-w.wake
+		idle = 0
+	}
+}
+
+func (p *pool) close() {
+	p.ended.Store(true)
+	for _, w := range p.workers[1:] {
+		if w.asleep.CompareAndSwap(true, false) {
+			w.wake <- struct{}{}
+		}
+	}
+	p.group.Wait()
+}
+
+// worker is one thread's scratch memory. It grows to the largest size an op has asked for and stays there.
+type worker struct {
+	vec    *vectors
+	pool   *pool
+	wake   chan struct{}
+	asleep atomic.Bool
+
+	panel []float32 // a panel of segment steps, written by tilePanel's callers
+	block []float32 // 16 x 16 values
+	tmp   []float32 // one 6 x 16 tile
+	strip []float32 // outputs that are not yet final
+	room  [8][]float32
+}
+
+func (w *worker) init() {
+	w.panel = alignedFloats((segment + panelRows) * panelRows)
+	w.block = alignedFloats(panelRows * panelRows)
+	w.tmp = alignedFloats(tileRows * panelRows)
+}
+
+// scratch returns n floats of slot i, whose contents are whatever an earlier use left.
+func (w *worker) scratch(i, n int) []float32 {
+	if len(w.room[i]) < n {
+		w.room[i] = alignedFloats(n + n/4)
+	}
+	return w.room[i][:n]
+}
