@@ -10,6 +10,8 @@ import (
 // crossEntropy is L = sum -w*logprob with arbitrary weights; missing weights are ones.
 type crossEntropy struct{}
 
+func (crossEntropy) PerDatum() {}
+
 func (crossEntropy) Check(data []api.Datum, config map[string]float64) error {
 	if err := onlyKeys("cross_entropy", config); err != nil {
 		return err

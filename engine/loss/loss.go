@@ -42,6 +42,13 @@ type Checker interface {
 	Check(data []api.Datum, config map[string]float64) error
 }
 
+// PerDatum is a Loss whose weights for a datum depend on nothing but that datum. It may be evaluated on
+// parts of a batch; the metrics that count are those of an evaluation of the whole.
+type PerDatum interface {
+	Loss
+	PerDatum()
+}
+
 // Check asks l to check data and config, when it can.
 func Check(l Loss, data []api.Datum, config map[string]float64) error {
 	if c, ok := l.(Checker); ok {

@@ -34,6 +34,14 @@ func (b *Base) take(n int64) (kernels.Buffer, error) {
 	return b.dev.Alloc(n)
 }
 
+// SpareBytes is the memory of the buffer that is kept for the next batch.
+func (b *Base) SpareBytes() int64 {
+	if b.spare == nil {
+		return 0
+	}
+	return b.spare.Len()
+}
+
 // give keeps the larger of buf and the spare buffer for the next batch.
 func (b *Base) give(buf kernels.Buffer) {
 	switch {

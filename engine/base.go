@@ -1,0 +1,212 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+
+	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/hf"
+	"tinkerlocal/engine/lora"
+	"tinkerlocal/engine/model"
+	"tinkerlocal/engine/sample"
+)
+
+// BaseInfo describes a loaded base model.
+type BaseInfo struct {
+	Name        string
+	Spec        model.Spec
+	Params      int64   // of the base
+	Bytes       int64   // device memory its weights take
+	EosTokenIDs []int32 // end a sampled sequence
+}
+
+// AdapterParams counts the trainable parameters of an adapter on this base.
+func (b BaseInfo) AdapterParams(c api.LoraConfig) int { return lora.Params(b.Spec.Sites(), c) }
+
+// base is a loaded base model and its decode batch. The device's goroutine owns it, except where said.
+type base struct {
+	e        *Engine
+	model    *model.Base
+	info     BaseInfo // read-only
+	detok    func() sample.Detokenizer
+	detokErr error // why stop strings cannot be used; read-only
+	refs     int   // runs and samplers
+	batch    *sample.Batch
+	kvBytes  int64
+	snaps    map[*lora.Snapshot]bool
+
+	incoming []*request // not yet in batch; guarded by e.mu
+}
+
+func sortedNames(m map[string]*base) []string { return slices.Sorted(maps.Keys(m)) }
+
+// acquire finds or loads a base and counts a reference. When memory is short, bases that nobody uses make room.
+func (e *Engine) acquire(name string) (*base, error) {
+	if b, ok := e.bases[name]; ok {
+		b.refs++
+		return b, nil
+	}
+	b, err := e.load(name)
+	if err != nil && apiError(err).Code == api.OutOfMemory && e.freeIdle() {
+		b, err = e.load(name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	b.refs++
+	e.mu.Lock()
+	e.bases[name] = b
+	e.mu.Unlock()
+	return b, nil
+}
+
+// freeIdle frees the bases without a reference and reports whether there were any.
+func (e *Engine) freeIdle() bool {
+	any := false
+	for _, name := range sortedNames(e.bases) {
+		if b := e.bases[name]; b.refs == 0 {
+			e.freeBase(b)
+			any = true
+		}
+	}
+	return any
+}
+
+func (e *Engine) load(name string) (_ *base, err error) {
+	src, err := e.opt.Models.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, src.Close()) }()
+	begin := e.opt.Now()
+	opt := model.LoadOptions{Store: e.opt.Store}
+	if e.opt.Progress != nil {
+		opt.Progress = func(done, total int64) { e.opt.Progress(name, done, total) }
+	}
+	m, err := model.Load(e.ctx, e.dev, src, opt)
+	if err != nil {
+		if e.ctx.Err() != nil {
+			return nil, errClosed
+		}
+		return nil, err
+	}
+	b := &base{e: e, model: m, snaps: map[*lora.Snapshot]bool{}, info: BaseInfo{
+		Name: name, Spec: *m.Spec, Params: m.Spec.Params(), Bytes: m.Bytes(),
+	}}
+	for _, id := range src.Generation.EosTokenIDs {
+		b.info.EosTokenIDs = append(b.info.EosTokenIDs, int32(id))
+	}
+	b.detok, b.detokErr = e.detokenizer(name, src)
+	e.used += b.info.Bytes
+	e.log.Info("base loaded", "model", name, "params", b.info.Params, "bytes", b.info.Bytes, "took", e.opt.Now().Sub(begin))
+	return b, nil
+}
+
+func (e *Engine) detokenizer(name string, src *hf.Checkpoint) (func() sample.Detokenizer, error) {
+	if e.opt.Detokenizer == nil {
+		return nil, api.Errorf(api.Unsupported, "stop strings need a tokenizer; this engine was opened without one, use stop token ids")
+	}
+	d, err := e.opt.Detokenizer(src)
+	if err != nil {
+		return nil, fmt.Errorf("stop strings need the tokenizer of %s: %w", name, err)
+	}
+	return d, nil
+}
+
+// freeBase frees a base and what is left on it. No request may be under way.
+func (e *Engine) freeBase(b *base) {
+	for s := range b.snaps {
+		e.freeSnapshot(b, s)
+	}
+	if b.batch != nil {
+		b.batch.Free()
+		e.used -= b.kvBytes
+	}
+	b.model.Free()
+	e.used -= b.info.Bytes
+	e.mu.Lock()
+	delete(e.bases, b.info.Name)
+	e.mu.Unlock()
+	e.log.Info("base freed", "model", b.info.Name)
+}
+
+func (e *Engine) freeSnapshot(b *base, s *lora.Snapshot) {
+	if b.snaps[s] {
+		delete(b.snaps, s)
+		e.used -= e.snapshotBytes(b, s.Config)
+		s.Free()
+	}
+}
+
+func (e *Engine) snapshotBytes(b *base, c api.LoraConfig) int64 {
+	return int64(lora.Params(b.model.Sites, c)) * int64(e.info.Act.Size())
+}
+
+// room is how many bytes the engine may still take for b's work: what its limit and the device leave, and the
+// buffer that the base keeps between batches. It is math.MaxInt64 when nobody knows.
+func (e *Engine) room(b *base) int64 {
+	room := int64(math.MaxInt64)
+	spare := int64(0)
+	if b != nil {
+		spare = b.model.SpareBytes()
+	}
+	if free := e.dev.Info().Free; free > 0 {
+		room = free - free/8 + spare // an eighth is for everybody else
+	}
+	if e.lim.Memory > 0 {
+		room = min(room, max(0, e.lim.Memory-e.used))
+	}
+	return room
+}
+
+// need refuses work that takes more bytes than there are.
+func (e *Engine) need(what string, bytes int64, b *base) error {
+	room := e.room(b)
+	if bytes > room && e.freeIdle() {
+		room = e.room(b)
+	}
+	if bytes > room {
+		return api.Errorf(api.OutOfMemory, "%s needs %d bytes of device memory, %d are free", what, bytes, room)
+	}
+	return nil
+}
+
+// decode adds new requests to the batch and runs one step of it.
+func (b *base) decode(incoming []*request) error {
+	if b.batch == nil {
+		if err := b.openBatch(); err != nil {
+			return err
+		}
+	}
+	for _, r := range incoming {
+		r.added = true
+		b.batch.Add(&r.Request)
+	}
+	return b.batch.Step()
+}
+
+// openBatch makes the key/value pool: as large as the limit says, within a quarter of the free memory.
+func (b *base) openBatch() error {
+	e := b.e
+	n := e.lim.KVPositions
+	for n > model.PageLen && b.model.KVBytes(n) > e.room(b)/4 {
+		n /= 2
+	}
+	bytes := b.model.KVBytes(n)
+	if err := e.need(fmt.Sprintf("sample: a key/value pool of %d positions", n), bytes, b); err != nil {
+		return err
+	}
+	batch, err := sample.NewBatch(b.model, sample.Limits{
+		Sequences: e.lim.DecodeSequences, PrefillTokens: e.lim.PrefillTokens, Positions: n,
+	})
+	if err != nil {
+		return err
+	}
+	b.batch, b.kvBytes = batch, bytes
+	e.used += bytes
+	e.log.Info("key/value pool", "model", b.info.Name, "positions", n, "bytes", bytes)
+	return nil
+}

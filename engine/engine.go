@@ -1,0 +1,171 @@
+// Package engine is the Go API of tinker-local, and the only thing its doors call: it loads base
+// models, trains LoRA adapters on them and samples from them on one device.
+//
+// An [Engine] owns a device. A [Session] groups what one client opens. A [Run] is one adapter in
+// training: its operations are queued, run in the order of the calls, and answer through a [Future]. A
+// [Sampler] draws from a base model or from an immutable snapshot of an adapter. All methods are safe for
+// concurrent use; none but Wait, Next and Close block on the device.
+package engine
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"log/slog"
+	"sync"
+	"time"
+
+	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/hf"
+	"tinkerlocal/engine/loss"
+	"tinkerlocal/engine/queue"
+	"tinkerlocal/engine/sample"
+	"tinkerlocal/kernels"
+)
+
+// Models finds base models by name. The engine closes the checkpoints that it opens. Calls may come
+// from any goroutine.
+type Models interface {
+	Open(name string) (*hf.Checkpoint, error)
+	List() []string
+}
+
+// Losses finds losses by their wire name.
+type Losses interface {
+	Loss(name string) (loss.Loss, error)
+}
+
+type builtinLosses struct{}
+
+func (builtinLosses) Loss(name string) (loss.Loss, error) { return loss.Builtin(name) }
+
+// Options say what an engine works with. Device and Models are required.
+type Options struct {
+	Device kernels.Device // owned by the engine from a successful Open on: Close closes it
+	Models Models
+	Losses Losses        // nil: the built-in losses
+	Limits Limits        // zero fields have defaults
+	Store  kernels.DType // how base weights are kept, F32 or BF16; 0: as the checkpoint has them
+
+	// Detokenizer reads a base model's tokenizer, once, when the base is loaded, and returns what makes a
+	// decoder for each sampled sequence. Nil, or an error: requests with stop strings are refused.
+	Detokenizer func(src *hf.Checkpoint) (func() sample.Detokenizer, error)
+
+	// Progress is told how many parameters of a base model are loaded. It is called on the device's
+	// goroutine and must not block. May be nil.
+	Progress func(model string, done, total int64)
+
+	Log  *slog.Logger     // nil: nothing is logged
+	Seed func() int64     // seeds for requests without one; nil: the operating system's randomness
+	Now  func() time.Time // nil: time.Now
+}
+
+// Engine owns one device and everything on it.
+type Engine struct {
+	dev    kernels.Device
+	info   kernels.Info // as it was at Open
+	opt    Options
+	lim    Limits
+	log    *slog.Logger
+	ctx    context.Context // ends when Close is called
+	stop   context.CancelFunc
+	wake   chan struct{}
+	exited chan struct{}
+	evals  sync.WaitGroup // losses being evaluated off the device's goroutine
+
+	mu       sync.Mutex // guards what follows, and the queues of runs and bases
+	closed   bool
+	lost     error // the device's fault, once it has failed
+	jobs     []job
+	turns    queue.Turns[*Run]
+	share    queue.Share
+	bases    map[string]*base
+	sessions map[*Session]bool
+	runs     int
+	sampling int // requests that wait or run
+
+	used  int64 // bytes of bases, adapters, snapshots and pools; the device's goroutine only
+	tapes int   // tapes held between steps; the device's goroutine only
+}
+
+// Open starts an engine on a device. It returns at once; base models are loaded when they are first
+// used. ctx bounds the opening, not the engine's life: call Close.
+func Open(ctx context.Context, o Options) (*Engine, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if o.Device == nil {
+		return nil, api.Errorf(api.BadRequest, "open engine: no device was given")
+	}
+	if o.Models == nil {
+		return nil, api.Errorf(api.BadRequest, "open engine: no models were given")
+	}
+	if o.Losses == nil {
+		o.Losses = builtinLosses{}
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Seed == nil {
+		o.Seed = randomSeed
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	e := &Engine{
+		dev: o.Device, info: o.Device.Info(), opt: o, lim: o.Limits.withDefaults(), log: o.Log,
+		wake: make(chan struct{}, 1), exited: make(chan struct{}),
+		bases: map[string]*base{}, sessions: map[*Session]bool{},
+	}
+	e.ctx, e.stop = context.WithCancel(context.Background())
+	go e.loop()
+	e.log.Info("engine open", "device", e.info.Name, "variant", e.info.Variant, "free_bytes", e.info.Free)
+	return e, nil
+}
+
+func randomSeed() int64 {
+	var b [8]byte
+	rand.Read(b[:]) // never fails
+	return int64(binary.LittleEndian.Uint64(b[:]) >> 1)
+}
+
+// Close ends everything: operations that wait or are under way fail with api.Closed, all device memory
+// is freed, the device is closed. It blocks until then; closing twice does nothing.
+func (e *Engine) Close() error {
+	e.mu.Lock()
+	e.closed = true
+	e.mu.Unlock()
+	e.stop()
+	e.signal()
+	<-e.exited
+	return nil
+}
+
+// Device describes the device as it was at Open.
+func (e *Engine) Device() kernels.Info { return e.info }
+
+// Limits are the limits in force, defaults filled in.
+func (e *Engine) Limits() Limits { return e.lim }
+
+// Models lists the names of the base models that can be opened.
+func (e *Engine) Models() []string { return e.opt.Models.List() }
+
+// NewSession makes an empty session. It does not block.
+func (e *Engine) NewSession() *Session {
+	s := &Session{e: e, id: newID(e.opt.Seed()), runs: map[*Run]bool{}, samplers: map[*Sampler]bool{}}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.sessions[s] = true
+	return s
+}
+
+// usable says why the engine takes no work, or nil. e.mu is held.
+func (e *Engine) usable() error {
+	switch {
+	case e.closed:
+		return errClosed
+	case e.lost != nil:
+		return deviceLost(e.lost)
+	}
+	return nil
+}

@@ -1,0 +1,256 @@
+package engine
+
+import (
+	"fmt"
+	"time"
+
+	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/lora"
+	"tinkerlocal/engine/loss"
+	"tinkerlocal/engine/queue"
+)
+
+// Run is one training run: an adapter on a base model and the queue of its operations. Its methods
+// check their input, queue the operation and return its future at once; operations run in the order of the calls.
+type Run struct {
+	e        *Engine
+	session  *Session
+	id       string
+	order    int
+	base     *base
+	adapter  *lora.Adapter // the device's goroutine only
+	lora     api.LoraConfig
+	metadata map[string]string
+	bytes    int64
+
+	// guarded by e.mu
+	line    *queue.Line[*entry]
+	current *entry // started and not ended; changed by the device's goroutine only
+	closed  bool
+	freed   bool
+	version int64
+	step    int64
+}
+
+// RunInfo describes a run.
+type RunInfo struct {
+	ID           string
+	BaseModel    string
+	Lora         api.LoraConfig // with the seed that was used
+	Params       int            // trainable parameters
+	UserMetadata map[string]string
+	Version      int64 // of the weights: +1 at every optim_step and load that has finished
+	Step         int64 // optimiser steps since the start or the last load
+	Queued       int   // operations that wait
+}
+
+// Weights are an adapter's factors on the host.
+type Weights struct {
+	Lora    api.LoraConfig
+	Scale   float64 // of B*A*x: alpha/rank
+	Version int64   // of the run they were read from; ignored on the way in
+	Tensors []lora.Tensor
+}
+
+// status says how far a task is.
+type status uint8
+
+const (
+	more   status = iota // call step again
+	paused               // call step again when the entry is resumed
+	done
+)
+
+// task is an operation's work on the device. Both methods are called on the device's goroutine, except
+// that end may be called anywhere for a task that has not started.
+type task interface {
+	step() (status, error)
+	end(err error) // settles the future, with the result when err is nil, and frees what the task holds
+}
+
+// entry is one operation in a run's queue.
+type entry struct {
+	name    string
+	seq     int64
+	kind    queue.Kind
+	task    task  // nil once it has ended
+	future  any   // *Future[T]
+	refused error // instead of a future: the request was rejected
+	paused  bool  // guarded by e.mu
+	starved bool  // it waits for tapes of others to be released; guarded by e.mu
+}
+
+func (en *entry) end(err error) {
+	if t := en.task; t != nil {
+		en.task = nil // its input can go; the future stays
+		t.end(err)
+	}
+}
+
+// ready reports whether a step of the run can be taken. e.mu is held.
+func (r *Run) ready(now time.Time) bool {
+	if r.current != nil {
+		return !r.current.paused && !(r.current.starved && r.e.tapes > 0)
+	}
+	return r.line.Ready(now)
+}
+
+// begin starts the next operation if none is under way. e.mu is held and ready was true.
+func (r *Run) begin(now time.Time) {
+	if r.current != nil {
+		r.current.starved = false
+		return
+	}
+	seq, en, ok := r.line.Next(now)
+	if ok {
+		en.seq = seq
+		r.current = en
+	}
+}
+
+// drain takes all operations off the run. e.mu is held.
+func (r *Run) drain() []*entry {
+	out := r.line.Drain()
+	if r.current != nil {
+		r.line.Done(r.current.seq)
+		out = append(out, r.current)
+		r.current = nil
+	}
+	return out
+}
+
+// ID is the run's name, unique in this engine: Tinker's model_id.
+func (r *Run) ID() string { return r.id }
+
+// Base describes the base model.
+func (r *Run) Base() BaseInfo { return r.base.info }
+
+// Info describes the run as it is now.
+func (r *Run) Info() RunInfo {
+	r.e.mu.Lock()
+	defer r.e.mu.Unlock()
+	return RunInfo{
+		ID: r.id, BaseModel: r.base.info.Name, Lora: r.lora, Params: lora.Params(r.base.model.Sites, r.lora),
+		UserMetadata: r.metadata, Version: r.version, Step: r.step, Queued: r.line.Len(),
+	}
+}
+
+// Close drops what is queued and frees the adapter when the operation under way has finished. Samplers
+// made from the run live on. It does not block; closing twice does nothing.
+func (r *Run) Close() {
+	e := r.e
+	e.mu.Lock()
+	if r.closed {
+		e.mu.Unlock()
+		return
+	}
+	r.closed = true
+	delete(r.session.runs, r)
+	dropped := r.line.Drain()
+	if r.current == nil {
+		e.post(job{name: "close run", do: func() { e.freeRun(r) }})
+	}
+	e.mu.Unlock()
+	for _, en := range dropped {
+		en.end(errRunClosed)
+	}
+}
+
+// newRun makes a run on the device's goroutine.
+func (e *Engine) newRun(s *Session, id string, req api.CreateModelRequest, seed int64) (_ *Run, err error) {
+	b, err := e.acquire(req.BaseModel)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			b.refs--
+		}
+	}()
+	n := lora.Params(b.model.Sites, req.Lora)
+	bytes := lora.Bytes(n, e.info.Act)
+	if err := e.need(fmt.Sprintf("an adapter of rank %d (%d parameters) with its gradients and moments", req.Lora.Rank, n), bytes, b); err != nil {
+		return nil, err
+	}
+	a, err := lora.New(e.dev, b.model.Sites, req.Lora, seed)
+	if err != nil {
+		return nil, err
+	}
+	e.used += bytes
+	r := &Run{
+		e: e, session: s, id: id, base: b, adapter: a, lora: a.Config, metadata: req.UserMetadata,
+		bytes: bytes, line: queue.NewLine[*entry](e.lim.queue()),
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.runs++
+	r.order = e.runs
+	e.turns.Add(r)
+	if s.closed {
+		r.closed = true
+		e.post(job{name: "close run", do: func() { e.freeRun(r) }})
+		return nil, errSessionClosed
+	}
+	s.runs[r] = true
+	e.log.Info("run open", "run", id, "model", b.info.Name, "rank", req.Lora.Rank, "params", n)
+	return r, nil
+}
+
+// freeRun frees a run's adapter on the device's goroutine.
+func (e *Engine) freeRun(r *Run) {
+	e.mu.Lock()
+	freed := r.freed
+	r.freed, r.closed = true, true
+	if !freed {
+		e.turns.Remove(r)
+		e.runs--
+	}
+	e.mu.Unlock()
+	if freed {
+		return
+	}
+	r.adapter.Free()
+	e.used -= r.bytes
+	r.base.refs--
+	e.log.Info("run closed", "run", r.id)
+}
+
+// ForwardBackward computes the loss of a batch and adds its gradient to the run's: the whole, or on an
+// error nothing. The data may not be changed until the future has ended.
+func (r *Run) ForwardBackward(in api.ForwardBackwardInput) (*Future[api.ForwardBackwardOutput], error) {
+	return r.place().ForwardBackward(in)
+}
+
+// ForwardBackwardCustom is ForwardBackward with a loss of the caller's. It is evaluated on a goroutine
+// of its own, under a deadline; a panic fails this operation alone.
+func (r *Run) ForwardBackwardCustom(data []api.Datum, l loss.Loss, config map[string]float64) (*Future[api.ForwardBackwardOutput], error) {
+	return r.place().ForwardBackwardCustom(data, l, config)
+}
+
+// Forward computes log-probabilities and loss of a batch. It never touches the gradient.
+func (r *Run) Forward(in api.ForwardBackwardInput) (*Future[api.ForwardBackwardOutput], error) {
+	return r.place().Forward(in)
+}
+
+// OptimStep applies the gradient accumulated so far and clears it.
+func (r *Run) OptimStep(p api.AdamParams) (*Future[api.OptimStepOutput], error) {
+	return r.place().OptimStep(p)
+}
+
+// SaveForSampler makes a sampler on a copy of the weights as they are at this place in the order. Later training does not change it.
+func (r *Run) SaveForSampler() (*Future[*Sampler], error) { return r.place().SaveForSampler() }
+
+// Weights reads the adapter's weights as they are at this place in the order.
+func (r *Run) Weights() (*Future[Weights], error) { return r.place().Weights() }
+
+// Load replaces the adapter's weights; moments start afresh and the gradient is dropped. w must have the
+// run's rank and modules, and may not be changed until the future has ended.
+func (r *Run) Load(w Weights) (*Future[struct{}], error) { return r.place().Load(w) }
+
+// At gives the run's operations at a sequence number, for callers that number their requests from 1 on and may send
+// them in any order. A number that is used already answers with the operation that has it; what the
+// repeat asks for is not compared. A rejected request uses its number up. A missing number holds up those behind it for
+// Limits.GapWait, and comes too late after that.
+func (r *Run) At(seq int64) Place { return Place{run: r, seq: seq, numbered: true} }
+
+func (r *Run) place() Place { return Place{run: r} }

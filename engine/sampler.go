@@ -1,0 +1,260 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/lora"
+	"tinkerlocal/engine/sample"
+)
+
+// Sampler draws from a base model, with an adapter's weights as they were when the sampler was made, or without.
+type Sampler struct {
+	e       *Engine
+	session *Session
+	base    *base
+	snap    *lora.Snapshot // nil: the bare base
+	users   int            // requests under way, and one while it is open; guarded by e.mu
+	closed  bool           // guarded by e.mu
+}
+
+// newSampler makes a sampler on the device's goroutine. w nil: of the bare base.
+func (e *Engine) newSampler(s *Session, name string, w *Weights) (*Sampler, error) {
+	b, err := e.acquire(name)
+	if err != nil {
+		return nil, err
+	}
+	if w == nil {
+		return e.openSampler(s, b, nil)
+	}
+	if err := e.need("an adapter's weights", e.snapshotBytes(b, w.Lora), b); err != nil {
+		b.refs--
+		return nil, err
+	}
+	snap, err := lora.NewSnapshot(e.dev, b.model.Sites, w.Lora, w.Tensors, w.Scale)
+	if err != nil {
+		b.refs--
+		return nil, err
+	}
+	return e.openSampler(s, b, snap)
+}
+
+// snapshot copies a run's weights into a sampler of its session.
+func (e *Engine) snapshot(r *Run) (*Sampler, error) {
+	if err := e.need("a copy of the adapter's weights", e.snapshotBytes(r.base, r.lora), r.base); err != nil {
+		return nil, err
+	}
+	snap, err := r.adapter.Snapshot()
+	if err != nil {
+		return nil, err
+	}
+	r.base.refs++
+	return e.openSampler(r.session, r.base, snap)
+}
+
+// openSampler takes over a reference to b, and snap.
+func (e *Engine) openSampler(s *Session, b *base, snap *lora.Snapshot) (*Sampler, error) {
+	if snap != nil {
+		b.snaps[snap] = true
+		e.used += e.snapshotBytes(b, snap.Config)
+	}
+	p := &Sampler{e: e, session: s, base: b, snap: snap, users: 1}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if s.closed {
+		p.closed = true
+		p.unuse()
+		return nil, errSessionClosed
+	}
+	s.samplers[p] = true
+	return p, nil
+}
+
+// unuse counts a user less; the last one's leaving frees the snapshot. e.mu is held.
+func (p *Sampler) unuse() {
+	if p.users--; p.users > 0 {
+		return
+	}
+	p.e.post(job{name: "close sampler", do: func() {
+		if p.snap != nil {
+			p.e.freeSnapshot(p.base, p.snap)
+		}
+		p.base.refs--
+	}})
+}
+
+// Base describes the base model.
+func (p *Sampler) Base() BaseInfo { return p.base.info }
+
+// Version is the version of the run's weights that the sampler has; 0 for a bare base.
+func (p *Sampler) Version() int64 {
+	if p.snap == nil {
+		return 0
+	}
+	return p.snap.Version
+}
+
+// Close frees the sampler when its requests under way have ended. It does not block; closing twice
+// does nothing.
+func (p *Sampler) Close() {
+	p.e.mu.Lock()
+	defer p.e.mu.Unlock()
+	if p.closed {
+		return
+	}
+	p.closed = true
+	delete(p.session.samplers, p)
+	p.unuse()
+}
+
+// request is a sampling request with its way back.
+type request struct {
+	sample.Request
+	sampler *Sampler
+	future  *Future[api.SampleOutput]
+	release func() bool // ends the watch over the caller's ctx
+	stream  *Stream     // nil: nobody watches
+	added   bool        // it is the batch's to end; the device's goroutine only
+}
+
+// Sample draws r.NumSamples continuations of r.Prompt. A sequence ends with a stop token, with the
+// token that completes a stop string, with one of the model's end-of-sequence tokens, or after
+// MaxTokens tokens. It does not block. When ctx ends before the request has, the request is cancelled and gives its place up.
+func (p *Sampler) Sample(ctx context.Context, r api.SampleRequest) (*Future[api.SampleOutput], error) {
+	q, err := p.request(r)
+	if err != nil {
+		return nil, err
+	}
+	return q.future, p.submit(ctx, q)
+}
+
+// Stream is Sample with the tokens as they are drawn.
+func (p *Sampler) Stream(ctx context.Context, r api.SampleRequest) (*Stream, error) {
+	q, err := p.request(r)
+	if err != nil {
+		return nil, err
+	}
+	q.stream = newStream(q.future)
+	q.Emit = q.stream.emit
+	return q.stream, p.submit(ctx, q)
+}
+
+// request checks r. NumSamples 0 means 1.
+func (p *Sampler) request(r api.SampleRequest) (*request, error) {
+	lim, spec := p.e.lim, p.base.info.Spec
+	prompt, err := r.Prompt.Tokens()
+	if err != nil {
+		return nil, err
+	}
+	n := max(r.NumSamples, 1)
+	switch {
+	case len(prompt) == 0:
+		return nil, api.Errorf(api.BadRequest, "the prompt is empty")
+	case len(prompt) >= spec.MaxPositions:
+		return nil, api.Errorf(api.BadRequest, "the prompt has %d tokens, the model's context is %d and needs room for one more", len(prompt), spec.MaxPositions)
+	case r.NumSamples < 0 || n > lim.SamplesPerRequest:
+		return nil, api.Errorf(api.BadRequest, "num_samples is %d, wanted 1..%d", r.NumSamples, lim.SamplesPerRequest)
+	}
+	if err := p.base.model.CheckTokens(prompt); err != nil {
+		return nil, apiError(fmt.Errorf("prompt: %w", err))
+	}
+	if err := sample.Check(r.Params); err != nil {
+		return nil, err
+	}
+	if err := p.checkStops(r.Params); err != nil {
+		return nil, err
+	}
+	q := &request{sampler: p, future: newFuture[api.SampleOutput]()}
+	q.Request = sample.Request{
+		Prompt: slices.Clone(prompt), Params: r.Params, Samples: n, StopIDs: p.base.info.EosTokenIDs,
+		Detokenizer: p.base.detok, Done: q.end,
+	}
+	if room := spec.MaxPositions - len(prompt); q.Params.MaxTokens == 0 || q.Params.MaxTokens > room {
+		q.Params.MaxTokens = room
+	}
+	if r.Params.Seed != nil {
+		q.Seed = *r.Params.Seed
+	} else {
+		q.Seed = p.e.opt.Seed()
+	}
+	if p.snap != nil {
+		q.Adapter = p.snap.Weights
+	}
+	return q, nil
+}
+
+func (p *Sampler) checkStops(s api.SamplingParams) error {
+	lim := p.e.lim
+	if len(s.Stop) > 0 && p.base.detok == nil {
+		return apiError(p.base.detokErr)
+	}
+	if n := len(s.Stop) + len(s.StopTokens); n > lim.StopStrings {
+		return api.Errorf(api.BadRequest, "%d stops, the limit is %d", n, lim.StopStrings)
+	}
+	for i, str := range s.Stop {
+		if len(str) > lim.StopBytes {
+			return api.Errorf(api.BadRequest, "stop string %d has %d bytes, the limit is %d", i, len(str), lim.StopBytes)
+		}
+	}
+	if err := p.base.model.CheckTokens(s.StopTokens); err != nil {
+		return apiError(fmt.Errorf("stop: %w", err))
+	}
+	return nil
+}
+
+// submit queues q. When it is refused its future fails, too.
+func (p *Sampler) submit(ctx context.Context, q *request) (err error) {
+	e := p.e
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch err = e.usable(); {
+	case err != nil:
+	case p.closed:
+		err = errSamplerClosed
+	case e.sampling >= e.lim.SampleRequests:
+		err = api.Errorf(api.Busy, "%d sampling requests are under way, the limit is %d", e.sampling, e.lim.SampleRequests)
+	default:
+		err = ctx.Err()
+	}
+	if err != nil {
+		q.future.fail(err)
+		return err
+	}
+	e.sampling++
+	p.users++
+	q.future.drop = q.drop
+	q.release = context.AfterFunc(ctx, q.drop)
+	p.base.incoming = append(p.base.incoming, q)
+	e.signal()
+	return nil
+}
+
+// drop cancels the request wherever it is.
+func (q *request) drop() {
+	q.Cancel()
+	q.sampler.e.signal()
+}
+
+// end is called once, on the device's goroutine.
+func (q *request) end(out api.SampleOutput, err error) {
+	e := q.sampler.e
+	q.release()
+	e.mu.Lock()
+	e.sampling--
+	q.sampler.unuse()
+	e.mu.Unlock()
+	q.future.set(out, err)
+	if q.stream != nil {
+		q.stream.finish()
+	}
+}
+
+// fail ends a request that the batch does not have.
+func (q *request) fail(err error) {
+	if !q.added {
+		q.added = true
+		q.end(api.SampleOutput{}, err)
+	}
+}

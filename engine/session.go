@@ -1,0 +1,88 @@
+package engine
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/lora"
+)
+
+// Session groups the runs and samplers that one client opens, so that they can be closed together.
+type Session struct {
+	e  *Engine
+	id string
+
+	// guarded by e.mu
+	closed   bool
+	created  int // runs asked for
+	runs     map[*Run]bool
+	samplers map[*Sampler]bool
+}
+
+func newID(seed int64) string { return fmt.Sprintf("%016x", uint64(seed)) }
+
+// ID is the session's name: 16 hexadecimal digits.
+func (s *Session) ID() string { return s.id }
+
+// NewRun opens a training run: a fresh adapter on r.BaseModel, which is loaded if no one has yet. It
+// does not block; a configuration that cannot be trained is refused at once.
+func (s *Session) NewRun(r api.CreateModelRequest) (*Future[*Run], error) {
+	if r.BaseModel == "" {
+		return nil, api.Errorf(api.BadRequest, "create model: base_model is empty")
+	}
+	if err := lora.Check(r.Lora); err != nil {
+		return nil, err
+	}
+	seed := s.e.opt.Seed()
+	if r.Lora.Seed != nil {
+		seed = *r.Lora.Seed
+	}
+	r.UserMetadata = maps.Clone(r.UserMetadata)
+	s.e.mu.Lock()
+	if s.e.runs >= s.e.lim.Runs {
+		s.e.mu.Unlock()
+		return nil, api.Errorf(api.Busy, "%d runs are open, the limit is %d", s.e.lim.Runs, s.e.lim.Runs)
+	}
+	id := fmt.Sprintf("%s:train:%d", s.id, s.created)
+	s.created++
+	s.e.mu.Unlock()
+	return submitJob(s, "create model", func() (*Run, error) { return s.e.newRun(s, id, r, seed) })
+}
+
+// NewSampler opens a sampler on the bare base model, which is loaded if no one has yet. It does not block.
+func (s *Session) NewSampler(baseModel string) (*Future[*Sampler], error) {
+	return submitJob(s, "create sampler", func() (*Sampler, error) { return s.e.newSampler(s, baseModel, nil) })
+}
+
+// NewAdapterSampler opens a sampler on a base model with adapter weights from the host, for example
+// from a file. w is copied to the device when the future completes; do not change it before. It does not block.
+func (s *Session) NewAdapterSampler(baseModel string, w Weights) (*Future[*Sampler], error) {
+	if err := lora.Check(w.Lora); err != nil {
+		return nil, err
+	}
+	return submitJob(s, "create sampler", func() (*Sampler, error) { return s.e.newSampler(s, baseModel, &w) })
+}
+
+// Runs lists the open runs by id.
+func (s *Session) Runs() []*Run {
+	s.e.mu.Lock()
+	defer s.e.mu.Unlock()
+	return slices.SortedFunc(maps.Keys(s.runs), func(a, b *Run) int { return a.order - b.order })
+}
+
+// Close closes the session's runs and samplers. It does not block; closing twice does nothing.
+func (s *Session) Close() {
+	s.e.mu.Lock()
+	s.closed = true
+	delete(s.e.sessions, s)
+	runs, samplers := slices.Collect(maps.Keys(s.runs)), slices.Collect(maps.Keys(s.samplers))
+	s.e.mu.Unlock()
+	for _, r := range runs {
+		r.Close()
+	}
+	for _, p := range samplers {
+		p.Close()
+	}
+}
