@@ -119,6 +119,9 @@ func attentionCases() []opCase {
 	for _, s := range attentionShapes {
 		name := fmt.Sprintf("H=%d K=%d C=%d lens %v pos %v page %d size %v", s.heads, s.kv, s.c, s.lens, s.pos, s.pageLen, s.size)
 		seeds := seedsFor(s.lens[0] * s.c)
+		if s.size > 1 { // a nearly one-hot softmax: few rows have any error at all
+			seeds = 8
+		}
 		fwd = append(fwd, opCase{"attention", name, 2, seeds, func(r *rig) func() error {
 			a := drawAttention(r.g, s).forward(r)
 			return func() error { return r.ops.Attention(a) }

@@ -138,6 +138,9 @@ func headCases() []opCase {
 			for _, pattern := range []int{i + j, i + j + 2} {
 				name := fmt.Sprintf("T=%d D=%d V=%d J=%d size %v %v spans %d", s.tokens, s.d, s.vocab, s.js, s.size, store, pattern%5)
 				seeds := seedsFor(s.tokens * s.js)
+				if s.size > 1 { // a nearly one-hot softmax: few tokens have any error at all
+					seeds = 8
+				}
 				fwd = append(fwd, opCase{"logprobs", name, 2, seeds, func(r *rig) func() error {
 					a := drawHead(r.g, s, store, pattern).forward(r)
 					return func() error { return r.ops.LogProbs(a) }

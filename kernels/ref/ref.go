@@ -73,7 +73,7 @@ func (d *device[F]) Alloc(bytes int64) (kernels.Buffer, error) {
 		return nil, fmt.Errorf("alloc: device is closed")
 	}
 	if bytes < 0 || bytes > d.free {
-		return nil, fmt.Errorf("alloc: wanted %d bytes, free %d", bytes, d.free)
+		return nil, fmt.Errorf("alloc: wanted %d bytes, free %d: %w", bytes, d.free, kernels.ErrMemory)
 	}
 	d.free -= bytes
 	return &buffer{owner: d, words: make([]uint64, (bytes+7)/8), n: bytes}, nil
