@@ -133,9 +133,7 @@ func (wk *worker) turn(m []float32, ld, o0, o1, lane, j0, n int) *float32 {
 // columns fills the worker's panel with ncol columns of n rows of m, from row i0 and column j0 on: panel[i][j] = m[i0+i, j0+j], other lanes zero.
 func (wk *worker) columns(m []float32, ld, i0, n, j0, ncol int) *float32 {
 	if ncol == panelRows {
-		for i := range n {
-			*(*row16)(wk.panel[i*panelRows:]) = *(*row16)(m[(i0+i)*ld+j0:])
-		}
+		wk.vec.copy16(&wk.panel[0], &m[i0*ld+j0], bytesOf(ld), uintptr(n))
 		return &wk.panel[0]
 	}
 	clear(wk.panel[:n*panelRows])

@@ -49,6 +49,9 @@ func wideBF16(a *float32, b *uint16, ps uintptr, c *float32, k uintptr, add uint
 // transpose16: dst[j*16+i] = src[i][j], 16 rows, n columns; stride in bytes.
 func transpose16(dst *float32, src *float32, stride uintptr, n uintptr)
 
+// copy16: dst[j*16+i] = src[j][i], n rows of 16; stride in bytes.
+func copy16(dst *float32, src *float32, stride uintptr, n uintptr)
+
 // widen: bfloat16 to float32, n a multiple of 16.
 func widen(dst *float32, src *uint16, n uintptr)
 

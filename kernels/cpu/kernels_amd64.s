@@ -2182,6 +2182,26 @@ done:
 	VZEROUPPER
 	RET
 
+// func copy16(dst *float32, src *float32, stride uintptr, n uintptr)
+// Requires: AVX
+TEXT ·copy16(SB), NOSPLIT, $0-32
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ stride+16(FP), DX
+	MOVQ n+24(FP), BX
+
+loop:
+	VMOVUPS (CX), Y0
+	VMOVUPS 32(CX), Y1
+	VMOVUPS Y0, (AX)
+	VMOVUPS Y1, 32(AX)
+	ADDQ    DX, CX
+	ADDQ    $0x40, AX
+	DECQ    BX
+	JNZ     loop
+	VZEROUPPER
+	RET
+
 // func widen(dst *float32, src *uint16, n uintptr)
 // Requires: AVX, AVX2
 TEXT ·widen(SB), NOSPLIT, $0-24
@@ -2245,13 +2265,12 @@ done:
 	RET
 
 // func scale(y *float32, x *float32, n uintptr, s float32)
-// Requires: AVX, AVX2, SSE
+// Requires: AVX
 TEXT ·scale(SB), NOSPLIT, $0-28
 	MOVQ         y+0(FP), AX
 	MOVQ         x+8(FP), CX
 	MOVQ         n+16(FP), DX
-	MOVSS        s+24(FP), X0
-	VBROADCASTSS X0, Y0
+	VBROADCASTSS s+24(FP), Y0
 	VXORPS       Y1, Y1, Y1
 	XORQ         BX, BX
 	MOVQ         DX, SI
@@ -2284,14 +2303,13 @@ done:
 	RET
 
 // func normScale(y *float32, x *float32, gn *float32, n uintptr, r float32)
-// Requires: AVX, AVX2, SSE
+// Requires: AVX
 TEXT ·normScale(SB), NOSPLIT, $0-36
 	MOVQ         y+0(FP), AX
 	MOVQ         x+8(FP), CX
 	MOVQ         gn+16(FP), DX
 	MOVQ         n+24(FP), BX
-	MOVSS        r+32(FP), X0
-	VBROADCASTSS X0, Y0
+	VBROADCASTSS r+32(FP), Y0
 	XORQ         SI, SI
 	MOVQ         BX, DI
 	ANDQ         $-8, DI
@@ -2325,17 +2343,15 @@ done:
 	RET
 
 // func normGrad(dx *float32, dy *float32, x *float32, gn *float32, n uintptr, r float32, c float32)
-// Requires: AVX, AVX2, FMA3, SSE
+// Requires: AVX, FMA3
 TEXT ·normGrad(SB), NOSPLIT, $0-48
 	MOVQ         dx+0(FP), AX
 	MOVQ         dy+8(FP), CX
 	MOVQ         x+16(FP), DX
 	MOVQ         gn+24(FP), BX
 	MOVQ         n+32(FP), SI
-	MOVSS        r+40(FP), X0
-	VBROADCASTSS X0, Y0
-	MOVSS        c+44(FP), X1
-	VBROADCASTSS X1, Y1
+	VBROADCASTSS r+40(FP), Y0
+	VBROADCASTSS c+44(FP), Y1
 	XORQ         DI, DI
 	MOVQ         SI, R8
 	ANDQ         $-8, R8
@@ -2373,7 +2389,7 @@ done:
 	RET
 
 // func sumSq(x *float32, n uintptr) float32
-// Requires: AVX, FMA3, SSE
+// Requires: AVX, FMA3
 TEXT ·sumSq(SB), NOSPLIT, $0-20
 	MOVQ   x+0(FP), AX
 	MOVQ   n+8(FP), CX
@@ -2432,12 +2448,12 @@ done:
 	VADDPS       X0, X1, X1
 	VMOVSHDUP    X1, X0
 	VADDSS       X0, X1, X1
-	MOVSS        X1, ret+16(FP)
+	VMOVSS       X1, ret+16(FP)
 	VZEROUPPER
 	RET
 
 // func dot(a *float32, b *float32, n uintptr) float32
-// Requires: AVX, FMA3, SSE
+// Requires: AVX, FMA3
 TEXT ·dot(SB), NOSPLIT, $0-28
 	MOVQ   a+0(FP), AX
 	MOVQ   b+8(FP), CX
@@ -2504,12 +2520,12 @@ done:
 	VADDPS       X0, X1, X1
 	VMOVSHDUP    X1, X0
 	VADDSS       X0, X1, X1
-	MOVSS        X1, ret+24(FP)
+	VMOVSS       X1, ret+24(FP)
 	VZEROUPPER
 	RET
 
 // func dot3(a *float32, b *float32, c *float32, n uintptr) float32
-// Requires: AVX, FMA3, SSE
+// Requires: AVX, FMA3
 TEXT ·dot3(SB), NOSPLIT, $0-36
 	MOVQ   a+0(FP), AX
 	MOVQ   b+8(FP), CX
@@ -2590,12 +2606,12 @@ done:
 	VADDPS       X0, X1, X1
 	VMOVSHDUP    X1, X0
 	VADDSS       X0, X1, X1
-	MOVSS        X1, ret+32(FP)
+	VMOVSS       X1, ret+32(FP)
 	VZEROUPPER
 	RET
 
 // func rowMax(x *float32, n uintptr) float32
-// Requires: AVX, SSE
+// Requires: AVX
 TEXT ·rowMax(SB), NOSPLIT, $0-20
 	MOVQ         x+0(FP), AX
 	MOVQ         n+8(FP), CX
@@ -2631,12 +2647,12 @@ done:
 	VMAXPS       X0, X1, X1
 	VMOVSHDUP    X1, X0
 	VMAXSS       X0, X1, X1
-	MOVSS        X1, ret+16(FP)
+	VMOVSS       X1, ret+16(FP)
 	VZEROUPPER
 	RET
 
 // func sumSq64(x *float32, n uintptr) float64
-// Requires: AVX, FMA3, SSE2
+// Requires: AVX, FMA3
 TEXT ·sumSq64(SB), NOSPLIT, $0-24
 	MOVQ   x+0(FP), AX
 	MOVQ   n+8(FP), CX
@@ -2678,17 +2694,16 @@ done:
 	VADDPD       X1, X0, X0
 	VUNPCKHPD    X0, X0, X1
 	VADDSD       X1, X0, X0
-	MOVSD        X0, ret+16(FP)
+	VMOVSD       X0, ret+16(FP)
 	VZEROUPPER
 	RET
 
 // func expSum(x *float32, n uintptr, m float32) float32
-// Requires: AVX, AVX2, FMA3, SSE
+// Requires: AVX, AVX2, FMA3
 TEXT ·expSum(SB), NOSPLIT, $0-28
 	MOVQ         x+0(FP), AX
 	MOVQ         n+8(FP), CX
-	MOVSS        m+16(FP), X0
-	VBROADCASTSS X0, Y0
+	VBROADCASTSS m+16(FP), Y0
 	VXORPS       Y1, Y1, Y1
 	XORQ         DX, DX
 	MOVQ         CX, BX
@@ -2768,17 +2783,16 @@ done:
 	VADDPS       X0, X1, X1
 	VMOVSHDUP    X1, X0
 	VADDSS       X0, X1, X1
-	MOVSS        X1, ret+24(FP)
+	VMOVSS       X1, ret+24(FP)
 	VZEROUPPER
 	RET
 
 // func expSumOnly(x *float32, n uintptr, m float32) float32
-// Requires: AVX, AVX2, FMA3, SSE
+// Requires: AVX, AVX2, FMA3
 TEXT ·expSumOnly(SB), NOSPLIT, $0-28
 	MOVQ         x+0(FP), AX
 	MOVQ         n+8(FP), CX
-	MOVSS        m+16(FP), X0
-	VBROADCASTSS X0, Y0
+	VBROADCASTSS m+16(FP), Y0
 	VXORPS       Y1, Y1, Y1
 	XORQ         DX, DX
 	MOVQ         CX, BX
@@ -2856,19 +2870,17 @@ done:
 	VADDPS       X0, X1, X1
 	VMOVSHDUP    X1, X0
 	VADDSS       X0, X1, X1
-	MOVSS        X1, ret+24(FP)
+	VMOVSS       X1, ret+24(FP)
 	VZEROUPPER
 	RET
 
 // func expScale(x *float32, n uintptr, m float32, s float32)
-// Requires: AVX, AVX2, FMA3, SSE
+// Requires: AVX, AVX2, FMA3
 TEXT ·expScale(SB), NOSPLIT, $0-24
 	MOVQ         x+0(FP), AX
 	MOVQ         n+8(FP), CX
-	MOVSS        m+16(FP), X0
-	VBROADCASTSS X0, Y0
-	MOVSS        s+20(FP), X1
-	VBROADCASTSS X1, Y1
+	VBROADCASTSS m+16(FP), Y0
+	VBROADCASTSS s+20(FP), Y1
 	XORQ         DX, DX
 	MOVQ         CX, BX
 	ANDQ         $-8, BX
@@ -2944,15 +2956,13 @@ done:
 	RET
 
 // func softmaxGrad(s *float32, dp *float32, n uintptr, lse float32, delta float32)
-// Requires: AVX, AVX2, FMA3, SSE
+// Requires: AVX, AVX2, FMA3
 TEXT ·softmaxGrad(SB), NOSPLIT, $0-32
 	MOVQ         s+0(FP), AX
 	MOVQ         dp+8(FP), CX
 	MOVQ         n+16(FP), DX
-	MOVSS        lse+24(FP), X0
-	VBROADCASTSS X0, Y0
-	MOVSS        delta+28(FP), X1
-	VBROADCASTSS X1, Y1
+	VBROADCASTSS lse+24(FP), Y0
+	VBROADCASTSS delta+28(FP), Y1
 	XORQ         BX, BX
 	MOVQ         DX, SI
 	ANDQ         $-8, SI
@@ -3236,7 +3246,7 @@ done:
 	RET
 
 // func rope(y *float32, x *float32, gn *float32, cos *float32, sin *float32, half uintptr, r float32)
-// Requires: AVX, AVX2, FMA3, SSE
+// Requires: AVX, FMA3
 TEXT ·rope(SB), NOSPLIT, $0-52
 	MOVQ         y+0(FP), AX
 	MOVQ         x+8(FP), CX
@@ -3244,8 +3254,7 @@ TEXT ·rope(SB), NOSPLIT, $0-52
 	MOVQ         cos+24(FP), BX
 	MOVQ         sin+32(FP), SI
 	MOVQ         half+40(FP), DI
-	MOVSS        r+48(FP), X0
-	VBROADCASTSS X0, Y0
+	VBROADCASTSS r+48(FP), Y0
 	LEAQ         (AX)(DI*4), R8
 	LEAQ         (CX)(DI*4), R9
 	LEAQ         (DX)(DI*4), R10

@@ -17,6 +17,7 @@ var portable = vectors{
 	wide:        goWide,
 	wideBF16:    goWideBF16,
 	transpose16: goTranspose16,
+	copy16:      goCopy16,
 	widen:       goWiden,
 	add:         goAdd,
 	scale:       goScale,
@@ -130,6 +131,13 @@ func goTranspose16(dst, src *float32, stride, n uintptr) {
 		if i < panelRows-1 {
 			src = step(src, stride)
 		}
+	}
+}
+
+func goCopy16(dst, src *float32, stride, n uintptr) {
+	for range n {
+		*(*row16)(unsafe.Pointer(dst)) = *(*row16)(unsafe.Pointer(src))
+		dst, src = step(dst, 4*panelRows), step(src, stride)
 	}
 }
 

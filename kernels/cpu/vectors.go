@@ -27,6 +27,7 @@ type vectors struct {
 	wideBF16 func(a *float32, b *uint16, ps uintptr, c *float32, k, add uintptr)
 
 	transpose16 func(dst, src *float32, stride, n uintptr) // dst[j*16+i] = src(i,j)
+	copy16      func(dst, src *float32, stride, n uintptr) // dst[j*16+i] = src(j,i), n >= 1
 	widen       func(dst *float32, src *uint16, n uintptr) // n a multiple of 16
 
 	add       func(y, a, b *float32, n uintptr)

@@ -27,6 +27,7 @@ var avx2 = vectors{
 	wide:        wide,
 	wideBF16:    wideBF16,
 	transpose16: transpose16,
+	copy16:      copy16,
 	widen:       widen,
 	add:         add,
 	scale:       scale,

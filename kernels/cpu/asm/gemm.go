@@ -228,6 +228,25 @@ func transpose16() {
 	RET()
 }
 
+// copy16: dst[j][0:16] = src[j][0:16] for n rows that lie stride bytes apart in src.
+func copy16() {
+	TEXT("copy16", NOSPLIT, "func(dst, src *float32, stride, n uintptr)")
+	Doc("copy16: dst[j*16+i] = src[j][i], n rows of 16; stride in bytes.")
+	dst, src, s, n := param("dst"), param("src"), param("stride"), param("n")
+	Label("loop")
+	lo, hi := YMM(), YMM()
+	VMOVUPS(Mem{Base: src}, lo)
+	VMOVUPS(Mem{Base: src, Disp: 32}, hi)
+	VMOVUPS(lo, Mem{Base: dst})
+	VMOVUPS(hi, Mem{Base: dst, Disp: 32})
+	ADDQ(s, src)
+	ADDQ(Imm(64), dst)
+	DECQ(n)
+	JNZ(LabelRef("loop"))
+	VZEROUPPER()
+	RET()
+}
+
 // widen: dst = src for n bfloat16 values, n a multiple of 16.
 func widen() {
 	TEXT("widen", NOSPLIT, "func(dst *float32, src *uint16, n uintptr)")

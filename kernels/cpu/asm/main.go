@@ -10,6 +10,7 @@ import (
 	"math"
 
 	. "github.com/mmcloughlin/avo/build"
+	"github.com/mmcloughlin/avo/gotypes"
 	. "github.com/mmcloughlin/avo/operand"
 	. "github.com/mmcloughlin/avo/reg"
 )
@@ -24,6 +25,7 @@ func main() {
 	wide(false)
 	wide(true)
 	transpose16()
+	copy16()
 	widen()
 	elementwise()
 	reductions()
@@ -84,12 +86,23 @@ func zeroY() VecVirtual {
 
 func param(name string) GPVirtual { return Load(Param(name), GP64()).(GPVirtual) }
 
-// broadcast loads a float32 argument into all lanes.
+// broadcast loads a float32 argument into all lanes. It and result use VEX instructions, which avo's Load and Store of floats do not: an
+// SSE instruction between AVX ones costs this kind of processor more than a hundred cycles.
 func broadcast(name string) VecVirtual {
-	x := Load(Param(name), XMM())
 	y := YMM()
-	VBROADCASTSS(x.(VecVirtual), y)
+	VBROADCASTSS(address(Param(name)), y)
 	return y
+}
+
+// result stores lane 0 of x as the function's float32.
+func result(x VecVirtual) { VMOVSS(x, address(ReturnIndex(0))) }
+
+func address(c gotypes.Component) Mem {
+	b, err := c.Resolve()
+	if err != nil {
+		panic(err)
+	}
+	return b.Addr
 }
 
 // lanes runs over n elements, eight at a time, then once under a mask for the rest. body gets loaders and storers that

@@ -107,7 +107,7 @@ func reductions() {
 		VADDPS(acc[1], acc[0], acc[0])
 		VADDPS(acc[3], acc[2], acc[2])
 		VADDPS(acc[2], acc[0], acc[0])
-		Store(sum8(acc[0]), ReturnIndex(0))
+		result(sum8(acc[0]))
 		done()
 	}
 	four("sumSq", "x", "sumSq: sum of x*x.", []string{"x"}, func(v []VecVirtual, acc VecVirtual) {
@@ -145,7 +145,7 @@ func reductions() {
 		u := XMM()
 		VMOVSHDUP(s, u)
 		VMAXSS(u, s, s)
-		Store(s, ReturnIndex(0))
+		result(s)
 		done()
 	}
 
@@ -172,7 +172,7 @@ func reductions() {
 		t := XMM()
 		VUNPCKHPD(s, s, t)
 		VADDSD(t, s, s)
-		Store(s, ReturnIndex(0))
+		VMOVSD(s, address(ReturnIndex(0)))
 		done()
 	}
 }
@@ -194,7 +194,7 @@ func activations() {
 			l.store(e, x)
 			VADDPS(e, acc, acc)
 		})
-		Store(sum8(acc), ReturnIndex(0))
+		result(sum8(acc))
 		done()
 	}
 	TEXT("expSumOnly", NOSPLIT, "func(x *float32, n uintptr, m float32) float32")
@@ -211,7 +211,7 @@ func activations() {
 			}
 			VADDPS(e, acc, acc)
 		})
-		Store(sum8(acc), ReturnIndex(0))
+		result(sum8(acc))
 		done()
 	}
 	TEXT("expScale", NOSPLIT, "func(x *float32, n uintptr, m, s float32)")
