@@ -123,10 +123,14 @@ func (s *Spec) Sites() []lora.Site {
 	return append(sites, lora.Site{Kind: lora.Unembed, In: s.Hidden, Parts: []lora.Part{{Module: "lm_head", Out: s.Vocab}}})
 }
 
-// ropeAngle is the rotation angle of pair c of C/2 at a position. The roundings to float32 are those of
-// the published models' code (transformers computes inverse frequencies and angles in float32), so
-// that angles at large positions are the ones the models were trained with.
+// ropeAngle is the rotation angle of pair c of C/2 at a position. The roundings are those of transformers, which
+// computes exponent, power, reciprocal and product in float32: the models were trained with these
+// angles, and at position 40,000 they differ from exact ones by up to 2e-3.
 func (s *Spec) ropeAngle(pos, c int) float32 {
-	invFreq := float32(1 / math.Pow(s.RopeTheta, float64(2*c)/float64(s.HeadDim)))
-	return float32(pos) * invFreq
+	return float32(pos) * s.invFreq(c)
+}
+
+func (s *Spec) invFreq(c int) float32 {
+	exponent := float32(2*c) / float32(s.HeadDim)
+	return 1 / float32(math.Pow(s.RopeTheta, float64(exponent)))
 }

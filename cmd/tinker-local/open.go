@@ -1,0 +1,151 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"tinkerlocal/engine"
+	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/hf"
+	"tinkerlocal/engine/local"
+	"tinkerlocal/engine/lora"
+	"tinkerlocal/engine/token"
+)
+
+// opened is an engine with one base model's loaded sampler, tokenizer and facts.
+type opened struct {
+	model     string
+	engine    *engine.Engine
+	session   *engine.Session
+	tokenizer *token.Tokenizer
+	base      *engine.Sampler // the bare base
+}
+
+// open starts an engine and loads a base model, with a bar while it loads.
+func (a *app) open(ctx context.Context, model string) (_ *opened, err error) {
+	src, err := local.Models{Dir: a.opt.Models}.Open(model)
+	if err != nil {
+		return nil, err
+	}
+	tok, err := local.LoadTokenizer(src)
+	src.Close()
+	if err != nil {
+		return nil, err
+	}
+	bar := countBar(a.err, 1, "loading "+model)
+	o := a.opt
+	o.Progress = func(_ string, done, total int64) {
+		if bar.GetMax64() != total {
+			bar.ChangeMax64(total)
+		}
+		_ = bar.Set64(done)
+	}
+	e, err := local.Open(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			e.Close()
+		}
+	}()
+	m := &opened{model: model, engine: e, session: e.NewSession(), tokenizer: tok}
+	f, err := m.session.NewSampler(model)
+	if err != nil {
+		return nil, err
+	}
+	if m.base, err = f.Wait(ctx); err != nil {
+		return nil, err
+	}
+	_ = bar.Finish()
+	return m, nil
+}
+
+func (m *opened) close() { m.engine.Close() }
+
+// endToken is the model's first end-of-text token, or -1.
+func (m *opened) endToken() int32 {
+	if ids := m.base.Base().EosTokenIDs; len(ids) > 0 {
+		return ids[0]
+	}
+	return -1
+}
+
+// sampler is the bare base, or the base with a PEFT adapter folder.
+func (m *opened) sampler(ctx context.Context, adapter string) (*engine.Sampler, error) {
+	if adapter == "" {
+		return m.base, nil
+	}
+	p, err := hf.ReadAdapter(adapter)
+	if err != nil {
+		return nil, err
+	}
+	w, err := local.FromPEFT(p)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", adapter, err)
+	}
+	f, err := m.session.NewAdapterSampler(m.model, w)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", adapter, err)
+	}
+	s, err := f.Wait(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("%s on %s: %w", adapter, m.model, err)
+	}
+	return s, nil
+}
+
+// newRun starts a training run.
+func (m *opened) newRun(ctx context.Context, c api.LoraConfig) (*engine.Run, error) {
+	f, err := m.session.NewRun(api.CreateModelRequest{BaseModel: m.model, Lora: c})
+	if err != nil {
+		return nil, err
+	}
+	return f.Wait(ctx)
+}
+
+// saveAdapter writes a run's weights as a PEFT folder.
+func saveAdapter(ctx context.Context, run *engine.Run, dir, model string) error {
+	f, err := run.Weights()
+	if err != nil {
+		return err
+	}
+	w, err := f.Wait(ctx)
+	if err != nil {
+		return err
+	}
+	return hf.WriteAdapter(dir, local.ToPEFT(model, w))
+}
+
+// checkWritable refuses an output folder before hours of training go into it.
+func checkWritable(dir string) error {
+	if st, err := os.Stat(dir); err == nil {
+		if !st.IsDir() {
+			return api.Errorf(api.BadRequest, "--out %s is a file, wanted a folder", dir)
+		}
+		if _, err := os.Stat(filepath.Join(dir, "adapter_config.json")); err != nil {
+			if left, _ := os.ReadDir(dir); len(left) > 0 {
+				return api.Errorf(api.BadRequest, "--out %s is a folder that holds something else than an adapter; it is left alone", dir)
+			}
+		}
+	}
+	parent := filepath.Dir(filepath.Clean(dir))
+	if err := os.MkdirAll(parent, 0o755); err != nil {
+		return api.Errorf(api.BadRequest, "--out %s: %w", dir, err)
+	}
+	probe, err := os.CreateTemp(parent, ".tinker-local-*")
+	if err != nil {
+		return api.Errorf(api.BadRequest, "--out %s cannot be written: %w", dir, err)
+	}
+	probe.Close()
+	return os.Remove(probe.Name())
+}
+
+func checkRank(rank int) error {
+	if rank < 1 || rank > lora.MaxRank {
+		return fmt.Errorf("--rank is %d, wanted 1..%d", rank, lora.MaxRank)
+	}
+	return nil
+}

@@ -1,0 +1,95 @@
+// Package local puts an engine together on this machine: it finds a device and base models, reads
+// tokenizers, and reads and writes adapter folders.
+package local
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+
+	"tinkerlocal/engine"
+	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/hf"
+	"tinkerlocal/engine/sample"
+	"tinkerlocal/engine/token"
+	"tinkerlocal/kernels"
+	"tinkerlocal/kernels/cpu"
+)
+
+// Options say what the machine is to be used for. The zero value serves the embedded model on the best device.
+type Options struct {
+	Models string // folder of ORG/NAME folders; "": only the embedded model and paths
+	Device string // "auto" (or ""), "cpu", "cuda", "cuda:N"
+	DType  string // how base weights are kept: "auto" (or ""), "float32", "bfloat16"
+	Limits engine.Limits
+
+	Progress func(model string, done, total int64) // parameters of a base loaded; see engine.Options
+	Log      *slog.Logger                          // nil: nothing is logged
+}
+
+// Open returns an engine on this machine. Close it.
+func Open(ctx context.Context, o Options) (*engine.Engine, error) {
+	store, err := storeType(o.DType)
+	if err != nil {
+		return nil, err
+	}
+	dev, err := OpenDevice(o.Device)
+	if err != nil {
+		return nil, err
+	}
+	e, err := engine.Open(ctx, engine.Options{
+		Device: dev, Models: Models{Dir: o.Models}, Limits: o.Limits, Store: store,
+		Detokenizer: detokenizer, Progress: o.Progress, Log: o.Log,
+	})
+	if err != nil {
+		dev.Close()
+	}
+	return e, err
+}
+
+func storeType(name string) (kernels.DType, error) {
+	switch name {
+	case "", "auto":
+		return 0, nil
+	case "float32":
+		return kernels.F32, nil
+	case "bfloat16":
+		return kernels.BF16, nil
+	}
+	return 0, api.Errorf(api.BadRequest, "dtype is %q, wanted auto, float32 or bfloat16", name)
+}
+
+// OpenDevice opens a compute device by name.
+func OpenDevice(name string) (kernels.Device, error) {
+	switch {
+	case name == "", name == "auto", name == "cpu":
+		return cpu.Open(cpu.Options{})
+	case name == "cuda", strings.HasPrefix(name, "cuda:"):
+		return nil, api.Errorf(api.Unsupported, "device %s: %s; use --device cpu", name, CUDAStatus())
+	}
+	return nil, api.Errorf(api.BadRequest, "device is %q, wanted auto, cpu, cuda or cuda:N", name)
+}
+
+// CUDAStatus says, for people, whether a CUDA device can be used.
+func CUDAStatus() string { return "this build has no CUDA device" }
+
+// LoadTokenizer reads a checkpoint's tokenizer.json.
+func LoadTokenizer(src *hf.Checkpoint) (*token.Tokenizer, error) {
+	data, err := src.File("tokenizer.json")
+	if err != nil {
+		return nil, err
+	}
+	t, err := token.Parse(data)
+	if err != nil {
+		return nil, api.Errorf(api.CodeOf(err), "%s/tokenizer.json: %w", src.Name, err)
+	}
+	return t, nil
+}
+
+func detokenizer(src *hf.Checkpoint) (func() sample.Detokenizer, error) {
+	t, err := LoadTokenizer(src)
+	if err != nil {
+		return nil, err
+	}
+	return func() sample.Detokenizer { return t.NewDecoder(false) }, nil
+}
