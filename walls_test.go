@@ -61,6 +61,9 @@ var walls = map[string][]string{
 		"engine/token", "engine/chat", "engine/api", "kernels", "kernels/cpu", "kernels/cuda", "store", "plugins",
 	},
 
+	// tests of the engine and of its doors share it
+	"engine/enginetest": {"engine/hf", "engine/api"},
+
 	// what programs on top of the engine share
 	"engine/sft": {"engine", "engine/api"},
 

@@ -66,9 +66,12 @@ def describe():
 
 
 def write(name, result):
-    """Writes results/DATE-COMMIT-NAME.json and returns its path."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    """Writes DATE-COMMIT-NAME.json and returns its path: below results/, or below build/ when the commit does
+    not say what was measured."""
+    at = commit()
+    folder = ROOT / "build" / "results" if at.endswith("-dirty") else RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
     day = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d-%H%M")
-    path = RESULTS / f"{day}-{commit()}-{name}.json"
+    path = folder / f"{day}-{at}-{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path
