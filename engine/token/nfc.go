@@ -15,27 +15,45 @@ import (
 
 // nfc returns the canonical composition of s, which is valid UTF-8.
 func nfc(s string) string {
+	// What x/text finds normal is normal to the older tables, too: a character unknown to them only
+	// keeps its neighbours apart.
 	n := norm.NFC.QuickSpanString(s)
-	if n == len(s) { // right also in the eyes of the older tables: unknown characters only keep more apart
+	if n == len(s) {
 		return s
 	}
-	// Go back to a character that cannot combine with anything before it.
-	for n > 0 {
-		r, size := utf8.DecodeLastRuneInString(s[:n])
-		n -= size
-		if r < 0x300 {
-			break
+	out := make([]byte, 0, len(s)+len(s)/8)
+	for {
+		// Rework from the last character that combines with nothing before it to the next such one.
+		from := n
+		for from > 0 {
+			r, size := utf8.DecodeLastRuneInString(s[:from])
+			if from -= size; r < firstMark {
+				break
+			}
+		}
+		end := n
+		for end < len(s) {
+			r, size := utf8.DecodeRuneInString(s[end:])
+			if r < firstMark && end > n {
+				break
+			}
+			end += size
+		}
+		out = append(out, s[:from]...)
+		chars := decompose(s[from:end])
+		reorder(chars)
+		for _, c := range compose(chars) {
+			out = utf8.AppendRune(out, c.r)
+		}
+		s = s[end:]
+		if n = norm.NFC.QuickSpanString(s); n == len(s) {
+			return string(append(out, s...))
 		}
 	}
-	chars := decompose(s[n:])
-	reorder(chars)
-	out := make([]byte, n, len(s)+utf8.UTFMax)
-	copy(out, s[:n])
-	for _, c := range compose(chars) {
-		out = utf8.AppendRune(out, c.r)
-	}
-	return string(out)
 }
+
+// firstMark is U+0300: no character before it combines with what stands before it.
+const firstMark = 0x300
 
 // combining is a character with its canonical combining class.
 type combining struct {
@@ -110,7 +128,7 @@ const (
 
 // pair returns the primary composite of a and b.
 func pair(a, b rune) (rune, bool) {
-	if b < 0x300 {
+	if b < firstMark {
 		return 0, false
 	}
 	if l, v := a-hangulL, b-hangulV; l >= 0 && l < countL && v >= 0 && v < countV {

@@ -32,7 +32,7 @@ func findRegex(pattern string) (func(string, func(int, int)) error, error) {
 	if _, err := c.alternatives(0); err != nil {
 		return nil, unsupported("pattern %q: %w", clip(pattern), err)
 	}
-	re, err := regexp2.Compile(pattern, regexp2.None)
+	re, err := regexp2.Compile(c.spelled.String()+pattern[c.copied:], regexp2.None)
 	if err != nil {
 		return nil, unsupported("pattern %q: %w", clip(pattern), err)
 	}
@@ -103,10 +103,19 @@ var standIns = sync.OnceValue(func() map[rune]rune {
 	return wrong
 })
 
+// folds are the groups without regard to case that are accepted, and their meaning in full: regexp2
+// does not know that ſ (U+017F) is an s.
+var folds = map[string]string{
+	contraction:            `(?:'[sSſ]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])`,
+	`(?i:[sdmt]|ll|ve|re)`: `(?:[sSſdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])`,
+}
+
 // patternCheck walks a pattern by recursive descent.
 type patternCheck struct {
-	s string
-	i int
+	s       string
+	i       int
+	spelled strings.Builder // s[:copied] with the folds spelled out
+	copied  int
 }
 
 // alternatives reads up to a closing parenthesis or the end, and tells whether there is an unbounded
@@ -145,9 +154,11 @@ func (c *patternCheck) atom(depth int) (repeats, quantifiable bool, err error) {
 	switch ch := c.s[c.i]; ch {
 	case '(':
 		rest := c.s[c.i:]
-		for _, fold := range []string{contraction, `(?i:[sdmt]|ll|ve|re)`} {
+		for fold, spelled := range folds {
 			if strings.HasPrefix(rest, fold) {
+				c.spelled.WriteString(c.s[c.copied:c.i] + spelled)
 				c.i += len(fold)
+				c.copied = c.i
 				return false, true, nil
 			}
 		}
