@@ -51,9 +51,8 @@ var walls = map[string][]string{
 		"engine/queue", "engine/sample", "engine/model", "engine/loss", "engine/lora", "engine/hf",
 		"engine/token", "engine/chat", "engine/api", "kernels",
 	},
-	"engine/enginetest": {"engine/hf", "engine/api"}, // for tests
-	"store":             {"engine/api"},
-	"plugins":           {"engine/loss", "engine/api"},
+	"store":   {"engine/api"},
+	"plugins": {"engine/loss", "engine/api"},
 
 	// composition: the one place that knows every implementation
 	"engine/local": {
