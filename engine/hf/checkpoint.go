@@ -57,7 +57,7 @@ type placed struct {
 // Unsupported for a format that is not read here.
 func Open(dir string) (*Checkpoint, error) {
 	if st, err := os.Stat(dir); err != nil {
-		return nil, in(dir, readError(err))
+		return nil, in(dir, fsError(err))
 	} else if !st.IsDir() {
 		return nil, bad("%s: is a file, wanted a model folder with a config.json", dir)
 	}

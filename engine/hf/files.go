@@ -29,7 +29,7 @@ func readFile(fsys fs.FS, name string, limit int64) ([]byte, error) {
 	}
 	st, err := fs.Stat(fsys, name) // before opening: opening a pipe would wait for its writer
 	if err != nil {
-		return nil, readError(err)
+		return nil, fsError(err)
 	}
 	if !st.Mode().IsRegular() {
 		return nil, bad("is a %s, wanted a regular file", kindOf(st.Mode()))
@@ -39,7 +39,7 @@ func readFile(fsys fs.FS, name string, limit int64) ([]byte, error) {
 	}
 	f, err := fsys.Open(name)
 	if err != nil {
-		return nil, readError(err)
+		return nil, fsError(err)
 	}
 	defer f.Close()
 	b := make([]byte, 0, st.Size()+1)
@@ -52,19 +52,26 @@ func readFile(fsys fs.FS, name string, limit int64) ([]byte, error) {
 		case errors.Is(err, io.EOF):
 			return b, nil
 		case err != nil:
-			return nil, readError(err)
+			return nil, fsError(err)
 		case len(b) == cap(b):
 			b = slices.Grow(b, min(len(b), 1<<20)+1)
 		}
 	}
 }
 
-// readError gives a file system's error its code; the path is left to the caller, who names the file
+// fsError gives a file system's error its code; the path is left to the caller, who names the file
 // once.
-func readError(err error) error {
+func fsError(err error) error {
 	var p *fs.PathError
-	if errors.As(err, &p) {
+	var l *os.LinkError
+	var known *api.Error
+	switch {
+	case err == nil || errors.As(err, &known):
+		return err
+	case errors.As(err, &p):
 		err = p.Err
+	case errors.As(err, &l):
+		err = l.Err
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return api.Errorf(api.NotFound, "%w", err)
@@ -108,14 +115,14 @@ func openBlob(dir, name string) (*blob, error) {
 	path := filepath.Join(dir, name)
 	st, err := os.Stat(path) // before opening: opening a pipe would wait for its writer
 	if err != nil {
-		return nil, readError(err)
+		return nil, fsError(err)
 	}
 	if !st.Mode().IsRegular() {
 		return nil, bad("is a %s, wanted a regular file", kindOf(st.Mode()))
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, readError(err)
+		return nil, fsError(err)
 	}
 	b := &blob{name: name, file: f}
 	size, err := b.size()
@@ -140,7 +147,7 @@ func openBlob(dir, name string) (*blob, error) {
 func (b *blob) size() (int64, error) {
 	st, err := b.file.Stat()
 	if err != nil {
-		return 0, readError(err)
+		return 0, fsError(err)
 	}
 	return st.Size(), nil
 }

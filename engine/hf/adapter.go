@@ -1,0 +1,231 @@
+package hf
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"tinkerlocal/engine/api"
+	"tinkerlocal/kernels"
+)
+
+// File names of a PEFT adapter folder.
+const (
+	adapterName       = "adapter_model.safetensors"
+	adapterConfigName = "adapter_config.json"
+)
+
+// Adapter is a LoRA adapter as PEFT (huggingface/peft) keeps it: y = W·x + Scale()·B·(A·x), with A and B
+// stored unscaled.
+type Adapter struct {
+	BaseModel string // name or path of the base model; may be empty
+	Revision  string // of the base model; may be empty
+	Rank      int
+	Alpha     float64
+	RSLoRA    bool     // Scale is Alpha/√Rank, not Alpha/Rank
+	Targets   []string // module names, such as "q_proj"; WriteAdapter takes those of Tensors when there are none
+	Tensors   []AdapterTensor
+
+	// BaseLayers names frozen weights of the base that the adapter's file holds beside the factors, as
+	// PEFT does when lm_head is a target. ReadAdapter does not read them; WriteAdapter writes none.
+	BaseLayers []string
+}
+
+// AdapterTensor is one factor under its PEFT name, such as
+// "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight". A is [rank, in], B is [out, rank].
+type AdapterTensor struct {
+	Name   string
+	Shape  []int
+	Values []float32 // row-major
+}
+
+// Scale is the factor of B·A.
+func (a *Adapter) Scale() float64 {
+	if a.RSLoRA {
+		return a.Alpha / math.Sqrt(float64(a.Rank))
+	}
+	return a.Alpha / float64(a.Rank)
+}
+
+// ReadAdapter reads a PEFT adapter folder. Tensors may be stored as F32, F16 or BF16; they come back as
+// float32, in the order of their names. What is not plain LoRA on linear layers is refused by name
+// (Unsupported), and so is everything damaged or contradictory (BadRequest): a rank other than the
+// config's, a factor without its partner, a NaN.
+func ReadAdapter(dir string) (*Adapter, error) {
+	if st, err := os.Stat(dir); err != nil {
+		return nil, in(dir, fsError(err))
+	} else if !st.IsDir() {
+		return nil, bad("%s: is a file, wanted a folder with an %s", dir, adapterConfigName)
+	}
+	text, err := readFile(os.DirFS(dir), adapterConfigName, maxConfigBytes)
+	if err != nil {
+		return nil, in(filepath.Join(dir, adapterConfigName), err)
+	}
+	a, err := parseAdapterConfig(text)
+	if err != nil {
+		return nil, in(filepath.Join(dir, adapterConfigName), err)
+	}
+	b, err := openBlob(dir, adapterName)
+	if err != nil {
+		if _, old := os.Stat(filepath.Join(dir, "adapter_model.bin")); old == nil && api.CodeOf(err) == api.NotFound {
+			return nil, unsupported("%s: the weights are in adapter_model.bin, wanted %s; save it with a newer peft", dir, adapterName)
+		}
+		return nil, in(filepath.Join(dir, adapterName), err)
+	}
+	defer b.close()
+	h, err := parseSafetensors(b.data)
+	if err == nil {
+		err = b.unchanged()
+	}
+	if err == nil {
+		err = a.take(h.tensors)
+	}
+	if err != nil {
+		return nil, in(filepath.Join(dir, adapterName), err)
+	}
+	return a, nil
+}
+
+// take fills Tensors and BaseLayers from a file's tensors, and Targets where the config gave a pattern.
+func (a *Adapter) take(tensors []Tensor) error {
+	for _, t := range tensors {
+		if _, _, err := factor(t.Name); err != nil {
+			if strings.HasSuffix(t.Name, ".base_layer.weight") {
+				a.BaseLayers = append(a.BaseLayers, t.Name)
+				continue
+			}
+			return err
+		}
+		if t.DType != kernels.F32 && t.DType != kernels.BF16 && t.DType != kernels.F16 {
+			return unsupported("tensor %s is %s, wanted F32, BF16 or F16", quote(t.Name), t.Stored)
+		}
+		a.Tensors = append(a.Tensors, AdapterTensor{t.Name, t.Shape, t.Float32s()})
+	}
+	slices.SortFunc(a.Tensors, func(x, y AdapterTensor) int { return strings.Compare(x.Name, y.Name) })
+	slices.Sort(a.BaseLayers)
+	if len(a.Targets) == 0 {
+		a.Targets = targets(a.Tensors)
+	}
+	return a.check()
+}
+
+// Float32s returns the values of an F32, BF16 or F16 tensor, widened exactly, and nil for another type.
+func (t Tensor) Float32s() []float32 {
+	le := binary.LittleEndian
+	var at func(i int) float32
+	switch t.DType {
+	case kernels.F32:
+		at = func(i int) float32 { return math.Float32frombits(le.Uint32(t.Data[4*i:])) }
+	case kernels.BF16:
+		at = func(i int) float32 { return kernels.BF16ToF32(le.Uint16(t.Data[2*i:])) }
+	case kernels.F16:
+		at = func(i int) float32 { return kernels.F16ToF32(le.Uint16(t.Data[2*i:])) }
+	default:
+		return nil
+	}
+	out := make([]float32, len(t.Data)/t.DType.Size())
+	for i := range out {
+		out[i] = at(i)
+	}
+	return out
+}
+
+// factor splits a tensor's name into the module's path and "A" or "B".
+func factor(name string) (module, which string, err error) {
+	for _, which := range []string{"A", "B"} {
+		if module, ok := strings.CutSuffix(name, ".lora_"+which+".weight"); ok {
+			return module, which, nil
+		}
+	}
+	switch {
+	case strings.Contains(name, ".lora_embedding_"):
+		return "", "", unsupported("tensor %s adapts an embedding; only linear layers are supported", quote(name))
+	case strings.Contains(name, ".lora_magnitude_vector"):
+		return "", "", unsupported("tensor %s belongs to DoRA, which is not supported", quote(name))
+	}
+	return "", "", unsupported("tensor %s is not a factor of LoRA: wanted names that end in .lora_A.weight or .lora_B.weight", quote(name))
+}
+
+// check holds the tensors against the rank and each other.
+func (a *Adapter) check() error {
+	if a.Rank < 1 || a.Rank > maxAdapterRank {
+		return bad("rank is %d, wanted 1 to %d", a.Rank, maxAdapterRank)
+	}
+	if !(a.Alpha >= 0 && a.Alpha <= maxAlpha) {
+		return bad("alpha is %v, wanted 0 to %g", a.Alpha, float64(maxAlpha))
+	}
+	if len(a.Tensors) == 0 {
+		return bad("there are no tensors")
+	}
+	factors := map[string]int{} // bit 0: A, bit 1: B
+	for _, t := range a.Tensors {
+		module, which, err := factor(t.Name)
+		if err != nil {
+			return err
+		}
+		bit, dim, shape := 1, 0, "[rank, in]"
+		if which == "B" {
+			bit, dim, shape = 2, 1, "[out, rank]"
+		}
+		if factors[module]&bit != 0 {
+			return bad("tensor %s appears twice", quote(t.Name))
+		}
+		factors[module] |= bit
+		if len(t.Shape) != 2 || t.Shape[dim] != a.Rank || t.Shape[1-dim] < 1 {
+			return bad("tensor %s has shape %v, wanted %s with rank %d", quote(t.Name), t.Shape, shape, a.Rank)
+		}
+		if rest := len(t.Values) / a.Rank; len(t.Values)%a.Rank != 0 || rest != t.Shape[1-dim] {
+			return bad("tensor %s has %d values, its shape is %v", quote(t.Name), len(t.Values), t.Shape)
+		}
+		for i, v := range t.Values {
+			if v-v != 0 {
+				return bad("tensor %s: value %d is %v: the file is damaged or the training diverged", quote(t.Name), i, v)
+			}
+		}
+	}
+	for _, t := range a.Tensors { // in their order, so that the message does not depend on the map's
+		module, _, _ := factor(t.Name)
+		if have := factors[module]; have != 3 {
+			return bad("module %s has lora_%c but not lora_%c", quote(module), " AB"[have], " BA"[have])
+		}
+	}
+	return nil
+}
+
+// targets returns the last path components of the adapted modules, sorted.
+func targets(tensors []AdapterTensor) []string {
+	var out []string
+	for _, t := range tensors {
+		module, _, _ := factor(t.Name)
+		out = append(out, module[strings.LastIndexByte(module, '.')+1:])
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// covered refuses a tensor that PEFT would not look at, because no target names its module.
+func (a *Adapter) covered() error {
+	for _, t := range a.Tensors {
+		module, _, err := factor(t.Name)
+		if err != nil {
+			return err
+		}
+		if !strings.HasPrefix(module, peftRoot) {
+			return bad("tensor %s: wanted a name that begins with %s", quote(t.Name), peftRoot)
+		}
+		path := strings.TrimPrefix(module, peftRoot)
+		if !slices.ContainsFunc(a.Targets, func(target string) bool {
+			return path == target || strings.HasSuffix(path, "."+target)
+		}) {
+			return bad("tensor %s: its module is not among the targets %s", quote(t.Name), clip(fmt.Sprint(a.Targets)))
+		}
+	}
+	return nil
+}
+
+// peftRoot is what PEFT puts before the path of every module.
+const peftRoot = "base_model.model."
