@@ -251,11 +251,16 @@ func (c opCase) allocs(dev kernels.Device) error {
 		r.restore()
 		r.must(call())
 		var err error
-		n := testing.AllocsPerRun(5, func() {
-			if e := call(); e != nil {
-				err = e
-			}
-		})
+		// The counter sees the whole process, also what the runtime allocates now and then, for instance
+		// for goroutines that block. An op that allocates does it in every attempt.
+		n := 1.0
+		for attempt := 0; attempt < 3 && n > 0 && err == nil; attempt++ {
+			n = testing.AllocsPerRun(5, func() {
+				if e := call(); e != nil {
+					err = e
+				}
+			})
+		}
 		r.must(err)
 		if n != 0 {
 			r.must(fmt.Errorf("%v host allocations per call, wanted none", n))
