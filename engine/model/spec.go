@@ -127,10 +127,11 @@ func (s *Spec) Sites() []lora.Site {
 // computes exponent, power, reciprocal and product in float32: the models were trained with these
 // angles, and at position 40,000 they differ from exact ones by up to 2e-3.
 func (s *Spec) ropeAngle(pos, c int) float32 {
-	return float32(pos) * s.invFreq(c)
+	return float32(pos) * s.InvFreq(c)
 }
 
-func (s *Spec) invFreq(c int) float32 {
+// InvFreq is the angular frequency of pair c: theta^(-2c/C).
+func (s *Spec) InvFreq(c int) float32 {
 	exponent := float32(2*c) / float32(s.HeadDim)
 	return 1 / float32(math.Pow(s.RopeTheta, float64(exponent)))
 }
