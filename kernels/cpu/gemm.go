@@ -11,27 +11,16 @@ import "tinkerlocal/kernels"
 // tiles: c[rows, ncol] (+)= a * b for one panel segment of kn steps. a(i, k) lies at a + i*rs + k*ks floats; b at bs bytes per step with 16
 // readable columns; c has ldc floats per row and only ncol <= 16 of its columns are written.
 func (wk *worker) tiles(c *float32, ldc int, a *float32, rs, ks, rows int, b *float32, bs uintptr, kn, ncol int, add bool) {
+	// Pointers are formed only where there is data: the garbage collector does not suffer others.
 	rsb, ksb, cs, k, flag := bytesOf(rs), bytesOf(ks), bytesOf(ldc), uintptr(kn), addFlag(add)
-	tile := &wk.vec.tile
-	if ncol == panelRows {
-		six := tile[tileRows]
-		for ; rows >= tileRows; rows -= tileRows {
-			six(a, rsb, ksb, b, bs, c, cs, k, flag)
-			a, c = step(a, tileRows*rsb), step(c, tileRows*cs)
+	for i := 0; i < rows; i += tileRows {
+		m, ai, ci := min(rows-i, tileRows), step(a, uintptr(i)*rsb), step(c, uintptr(i)*cs)
+		if ncol == panelRows {
+			wk.vec.tile[m](ai, rsb, ksb, b, bs, ci, cs, k, flag)
+			continue
 		}
-		if rows > 0 {
-			tile[rows](a, rsb, ksb, b, bs, c, cs, k, flag)
-		}
-		return
-	}
-	for rows > 0 {
-		m := min(rows, tileRows)
-		tile[m](a, rsb, ksb, b, bs, &wk.tmp[0], 4*panelRows, k, 0)
-		wk.putTile(c, ldc, m, ncol, add)
-		rows -= m
-		if rows > 0 {
-			a, c = step(a, tileRows*rsb), step(c, tileRows*cs)
-		}
+		wk.vec.tile[m](ai, rsb, ksb, b, bs, &wk.tmp[0], 4*panelRows, k, 0)
+		wk.putTile(ci, ldc, m, ncol, add)
 	}
 }
 
@@ -88,18 +77,14 @@ func (wk *worker) forwardRow(c, x *float32, w *weight, p0, p1, k0, kn int) int {
 
 // tilesBF16 is tiles for a panel that stays bfloat16.
 func (wk *worker) tilesBF16(c *float32, ldc int, a *float32, lda, rows int, b *uint16, kn, ncol int, add bool) {
-	for rows > 0 {
-		m := min(rows, tileRows)
+	for i := 0; i < rows; i += tileRows {
+		m, ai, ci := min(rows-i, tileRows), step(a, bytesOf(i*lda)), step(c, bytesOf(i*ldc))
 		if ncol == panelRows {
-			wk.vec.tileBF16[m](a, bytesOf(lda), 4, b, 2*panelRows, c, bytesOf(ldc), uintptr(kn), addFlag(add))
-		} else {
-			wk.vec.tileBF16[m](a, bytesOf(lda), 4, b, 2*panelRows, &wk.tmp[0], 4*panelRows, uintptr(kn), 0)
-			wk.putTile(c, ldc, m, ncol, add)
+			wk.vec.tileBF16[m](ai, bytesOf(lda), 4, b, 2*panelRows, ci, bytesOf(ldc), uintptr(kn), addFlag(add))
+			continue
 		}
-		rows -= m
-		if rows > 0 {
-			a, c = step(a, bytesOf(tileRows*lda)), step(c, bytesOf(tileRows*ldc))
-		}
+		wk.vec.tileBF16[m](ai, bytesOf(lda), 4, b, 2*panelRows, &wk.tmp[0], 4*panelRows, uintptr(kn), 0)
+		wk.putTile(ci, ldc, m, ncol, add)
 	}
 }
 

@@ -15,12 +15,13 @@ type task interface{ run(w *worker, i int) }
 // running when a task came simply finds nothing left, and the caller never waits for it. A task's fields are stable while one of its
 // pieces is unfinished, which is all a helper relies on: it reads job after it has won a piece.
 type pool struct {
-	state   atomic.Uint64
-	done    atomic.Int32
-	job     task
-	workers []*worker // workers[0] is the caller
-	ended   atomic.Bool
-	group   sync.WaitGroup
+	state    atomic.Uint64
+	done     atomic.Int32
+	job      task
+	panicked atomic.Pointer[any] // what a piece of this task panicked with
+	workers  []*worker           // workers[0] is the caller
+	ended    atomic.Bool
+	group    sync.WaitGroup
 }
 
 const (
@@ -51,16 +52,10 @@ func (p *pool) threads() int { return len(p.workers) }
 
 // run does the n pieces of t and returns when all are done.
 func (p *pool) run(t task, n int) {
-	for n > maxPieces { // never in practice; the callers choose n from the thread count
-		panic("cpu: too many pieces")
-	}
-	if n == 1 || len(p.workers) == 1 {
+	if n == 1 || n > maxPieces || len(p.workers) == 1 {
 		for i := range n {
 			t.run(p.workers[0], i)
 		}
-		return
-	}
-	if n == 0 {
 		return
 	}
 	p.job = t
@@ -80,7 +75,27 @@ func (p *pool) run(t task, n int) {
 			pause()
 		}
 	}
+	if v := p.panicked.Swap(nil); v != nil {
+		panic(*v)
+	}
 }
+
+// piece runs one piece. A panic, which only a mistake in this package can cause, waits for the other pieces and is then the caller's: it must
+// not end the process from a helper, nor leave helpers at work behind the caller's back.
+func (p *pool) piece(w *worker, i int) {
+	defer func() {
+		if v := recover(); v != nil {
+			p.keep(v)
+		}
+		p.done.Add(1)
+	}()
+	p.job.run(w, i)
+}
+
+// keep is a function of its own so that only a panic allocates.
+//
+//go:noinline
+func (p *pool) keep(v any) { p.panicked.Store(&v) }
 
 // help runs pieces until none is left.
 func (p *pool) help(w *worker) (any bool) {
@@ -91,8 +106,7 @@ func (p *pool) help(w *worker) (any bool) {
 			return any
 		}
 		if p.state.CompareAndSwap(s, s+1) {
-			p.job.run(w, int(next))
-			p.done.Add(1)
+			p.piece(w, int(next))
 			any = true
 		}
 	}

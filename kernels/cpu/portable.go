@@ -39,7 +39,8 @@ var portable = vectors{
 	adamw:       goAdamW,
 }
 
-// step moves a pointer by a byte stride.
+// step moves a pointer by bytes. The result must lie in the same memory: the garbage collector stops the program over a pointer that is kept
+// and leads nowhere, one past the end included.
 func step[T any](p *T, bytes uintptr) *T { return (*T)(unsafe.Add(unsafe.Pointer(p), bytes)) }
 
 func slice(p *float32, n uintptr) []float32 { return unsafe.Slice(p, n) }
@@ -48,9 +49,8 @@ type row16 = [panelRows]float32
 
 func goTile(m int) tileFunc {
 	return func(a *float32, rs, ks uintptr, b *float32, bs uintptr, c *float32, cs, k, add uintptr) {
-		for range m {
-			goRow(a, ks, b, bs, (*row16)(unsafe.Pointer(c)), k, add)
-			a, c = step(a, rs), step(c, cs)
+		for i := range uintptr(m) {
+			goRow(step(a, i*rs), ks, b, bs, (*row16)(unsafe.Pointer(step(c, i*cs))), k, add)
 		}
 	}
 }
@@ -59,9 +59,9 @@ func goTile(m int) tileFunc {
 func goRow(a *float32, ks uintptr, b *float32, bs uintptr, c *row16, k, add uintptr) {
 	for half := 0; half < panelRows; half += 8 {
 		var s0, s1, s2, s3, s4, s5, s6, s7 float32
-		p, q := unsafe.Pointer(a), unsafe.Add(unsafe.Pointer(b), 4*half)
-		for range k {
-			x, w := *(*float32)(p), (*[8]float32)(q)
+		q := unsafe.Add(unsafe.Pointer(b), 4*half)
+		for i := range k {
+			x, w := *step(a, i*ks), (*[8]float32)(unsafe.Add(q, i*bs))
 			s0 += float32(x * w[0])
 			s1 += float32(x * w[1])
 			s2 += float32(x * w[2])
@@ -70,7 +70,6 @@ func goRow(a *float32, ks uintptr, b *float32, bs uintptr, c *row16, k, add uint
 			s5 += float32(x * w[5])
 			s6 += float32(x * w[6])
 			s7 += float32(x * w[7])
-			p, q = unsafe.Add(p, ks), unsafe.Add(q, bs)
 		}
 		o := (*[8]float32)(c[half:])
 		if add != 0 {
@@ -83,22 +82,19 @@ func goRow(a *float32, ks uintptr, b *float32, bs uintptr, c *row16, k, add uint
 
 func goTileBF16(m int) tileBF16Func {
 	return func(a *float32, rs, ks uintptr, b *uint16, bs uintptr, c *float32, cs, k, add uintptr) {
-		for range m {
-			goRowBF16(a, ks, b, bs, (*row16)(unsafe.Pointer(c)), k, add)
-			a, c = step(a, rs), step(c, cs)
+		for i := range uintptr(m) {
+			goRowBF16(step(a, i*rs), ks, b, bs, (*row16)(unsafe.Pointer(step(c, i*cs))), k, add)
 		}
 	}
 }
 
 func goRowBF16(a *float32, ks uintptr, b *uint16, bs uintptr, c *row16, k, add uintptr) {
 	var s row16
-	p, q := unsafe.Pointer(a), unsafe.Pointer(b)
-	for range k {
-		x, w := *(*float32)(p), (*[panelRows]uint16)(q)
+	for i := range k {
+		x, w := *step(a, i*ks), (*[panelRows]uint16)(unsafe.Pointer(step(b, i*bs)))
 		for j := range s {
 			s[j] += float32(x * kernels.BF16ToF32(w[j]))
 		}
-		p, q = unsafe.Add(p, ks), unsafe.Add(q, bs)
 	}
 	for j := range s {
 		if add != 0 {
@@ -109,35 +105,29 @@ func goRowBF16(a *float32, ks uintptr, b *uint16, bs uintptr, c *row16, k, add u
 }
 
 func goWide(a *float32, b *float32, ps uintptr, c *float32, k, add uintptr) {
-	for range 4 {
-		goRow(a, 4, b, 4*panelRows, (*row16)(unsafe.Pointer(c)), k, add)
-		b, c = step(b, ps), step(c, 4*panelRows)
+	for i := range uintptr(4) {
+		goRow(a, 4, step(b, i*ps), 4*panelRows, (*row16)(unsafe.Pointer(step(c, i*4*panelRows))), k, add)
 	}
 }
 
 func goWideBF16(a *float32, b *uint16, ps uintptr, c *float32, k, add uintptr) {
-	for range 4 {
-		goRowBF16(a, 4, b, 2*panelRows, (*row16)(unsafe.Pointer(c)), k, add)
-		b, c = step(b, ps), step(c, 4*panelRows)
+	for i := range uintptr(4) {
+		goRowBF16(a, 4, step(b, i*ps), 2*panelRows, (*row16)(unsafe.Pointer(step(c, i*4*panelRows))), k, add)
 	}
 }
 
 func goTranspose16(dst, src *float32, stride, n uintptr) {
 	d := slice(dst, n*panelRows)
 	for i := range panelRows {
-		for j, v := range slice(src, n) {
+		for j, v := range slice(step(src, uintptr(i)*stride), n) {
 			d[j*panelRows+i] = v
-		}
-		if i < panelRows-1 {
-			src = step(src, stride)
 		}
 	}
 }
 
 func goCopy16(dst, src *float32, stride, n uintptr) {
-	for range n {
-		*(*row16)(unsafe.Pointer(dst)) = *(*row16)(unsafe.Pointer(src))
-		dst, src = step(dst, 4*panelRows), step(src, stride)
+	for i := range n {
+		*(*row16)(unsafe.Pointer(step(dst, i*4*panelRows))) = *(*row16)(unsafe.Pointer(step(src, i*stride)))
 	}
 }
 

@@ -234,6 +234,8 @@ func copy16() {
 	Doc("copy16: dst[j*16+i] = src[j][i], n rows of 16; stride in bytes.")
 	dst, src, s, n := param("dst"), param("src"), param("stride"), param("n")
 	Label("loop")
+	// The rows are far apart, where no prefetcher of the processor sees a pattern.
+	PREFETCHT0(Mem{Base: src, Index: s, Scale: 8})
 	lo, hi := YMM(), YMM()
 	VMOVUPS(Mem{Base: src}, lo)
 	VMOVUPS(Mem{Base: src, Disp: 32}, hi)
