@@ -163,8 +163,8 @@ type RopeScaling struct {
 // readRope fills RopeTheta and RopeScaling. transformers 5 writes both into "rope_parameters"; before,
 // they were "rope_theta" and "rope_scaling", whose "rope_type" was once "type".
 func (c *Config) readRope(f *fields) {
-	const maxTheta = 1e12
-	c.RopeTheta = f.number("rope_theta", 10000, math.SmallestNonzeroFloat32, maxTheta)
+	const minTheta, maxTheta = 1e-3, 1e12
+	c.RopeTheta = f.number("rope_theta", 10000, minTheta, maxTheta)
 	key := "rope_parameters"
 	if !f.has(key) {
 		key = "rope_scaling"
@@ -188,8 +188,8 @@ func (c *Config) readRope(f *fields) {
 	if s.Type == "" {
 		s.Type = r.text("type")
 	}
-	c.RopeTheta = r.number("rope_theta", c.RopeTheta, math.SmallestNonzeroFloat32, maxTheta)
-	s.Factor = r.number("factor", 0, math.SmallestNonzeroFloat32, 1e6)
+	c.RopeTheta = r.number("rope_theta", c.RopeTheta, minTheta, maxTheta)
+	s.Factor = r.number("factor", 0, 1e-3, 1e6)
 	s.OriginalMaxPositionEmbeddings = r.integer("original_max_position_embeddings", 0, 1, maxPositions)
 	s.LowFreqFactor = r.number("low_freq_factor", 0, 0, 1e6)
 	s.HighFreqFactor = r.number("high_freq_factor", 0, 0, 1e6)
