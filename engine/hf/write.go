@@ -33,15 +33,13 @@ func (t Tensor) Source() Source {
 func Floats(name string, shape []int, values []float32) Source {
 	return Source{name, "F32", shape, func(w io.Writer) error {
 		var chunk [1 << 14]byte
-		for len(values) > 0 {
-			n := min(len(values), len(chunk)/4)
-			for i, v := range values[:n] {
+		for part := range slices.Chunk(values, len(chunk)/4) {
+			for i, v := range part {
 				binary.LittleEndian.PutUint32(chunk[4*i:], math.Float32bits(v))
 			}
-			if _, err := w.Write(chunk[:4*n]); err != nil {
+			if _, err := w.Write(chunk[:4*len(part)]); err != nil {
 				return err
 			}
-			values = values[n:]
 		}
 		return nil
 	}}
