@@ -2,7 +2,8 @@
 // does, from the model's own tokenizer.json.
 //
 // Supported are byte-pair models whose pre-tokenizer ends in ByteLevel (the GPT-2, Llama 3, Qwen and
-// gpt-oss shapes, also with no merges at all). A file that asks for anything else (a model, normaliser,
+// gpt-oss shapes, also with no merges at all), and those converted from SentencePiece, with byte
+// fallback (the Llama 2, Mistral and Gemma shapes). A file that asks for anything else (a model, normaliser,
 // split behaviour, decoder or option that is not implemented) is refused by Parse with an error that
 // names it: wrong ids are worse than no ids.
 //

@@ -12,7 +12,7 @@ import (
 )
 
 // kinds are the tokenizers in testdata; make_fixtures.py makes them.
-var kinds = []string{"qwen3", "llama3", "gpt2", "bytes", "gptoss", "edge"}
+var kinds = []string{"qwen3", "llama3", "gpt2", "bytes", "gptoss", "edge", "gemma", "llama2", "mistral3", "unknowns"}
 
 func load(t testing.TB, kind string) *Tokenizer {
 	t.Helper()

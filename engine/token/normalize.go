@@ -1,7 +1,15 @@
 package token
 
+import (
+	"fmt"
+	"strings"
+)
+
 // normalizer changes text before it is split. Its input is valid UTF-8.
-type normalizer func(string) string
+type normalizer struct {
+	apply func(string) string
+	grows bool // it can make text several times as long
+}
 
 // readNormalizers reads the normalizer field, a Sequence flattened.
 func readNormalizers(b []byte) ([]normalizer, error) {
@@ -17,15 +25,47 @@ func readNormalizers(b []byte) ([]normalizer, error) {
 		if _, err := fields(b, "type"); err != nil {
 			return nil, err
 		}
-		return []normalizer{nfc}, nil
+		return []normalizer{{apply: nfc}}, nil
+	case "Prepend":
+		f, err := fields(b, "type", "prepend")
+		if err != nil {
+			return nil, err
+		}
+		prefix, err := f.text("prepend")
+		if err == nil {
+			err = checkGrowth("prepend", prefix, "")
+		}
+		return []normalizer{{apply: func(s string) string {
+			if s == "" {
+				return s
+			}
+			return prefix + s
+		}}}, err
+	case "Replace":
+		old, text, err := readReplace(b)
+		return []normalizer{{func(s string) string { return strings.ReplaceAll(s, old, text) }, len(text) > len(old)}}, err
 	case "Sequence":
 		var all []normalizer
 		err := sequence(b, "normalizers", func(v []byte) error {
 			n, err := readNormalizers(v)
-			all = append(all, n...)
-			return err
+			if all = append(all, n...); err != nil {
+				return err
+			}
+			if len(all) > maxSteps {
+				return fmt.Errorf("more than %d steps", maxSteps)
+			}
+			growing := 0
+			for _, n := range all {
+				if n.grows {
+					growing++
+				}
+			}
+			if growing > 2 {
+				return unsupported("more than two Replace by something longer are not supported")
+			}
+			return nil
 		})
 		return all, err
 	}
-	return nil, unsupported("type %q is not supported", kind)
+	return nil, unsupported("type %q is not supported", clip(kind))
 }

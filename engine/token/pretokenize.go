@@ -19,7 +19,9 @@ func readPreTokenizer(b []byte) (steps []splitter, byteLevel bool, err error) {
 				return unsupported("a step after ByteLevel is not supported")
 			}
 			more, ends, err := readPreTokenizer(v)
-			steps, byteLevel = append(steps, more...), ends
+			if steps, byteLevel = append(steps, more...), ends; err == nil && len(steps) > maxSteps {
+				err = fmt.Errorf("more than %d steps", maxSteps)
+			}
 			return err
 		})
 		return steps, byteLevel, err
@@ -28,6 +30,9 @@ func readPreTokenizer(b []byte) (steps []splitter, byteLevel bool, err error) {
 		return steps, true, err
 	case "Split":
 		step, err := readSplit(b)
+		return []splitter{step}, false, err
+	case "Metaspace":
+		step, err := readMetaspace(b)
 		return []splitter{step}, false, err
 	}
 	return nil, false, unsupported("type %q is not supported", clip(kind))

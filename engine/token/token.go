@@ -81,7 +81,7 @@ func (t *Tokenizer) TryEncode(text string, special bool) ([]int32, error) {
 		}
 		rest := text[from:to]
 		for _, n := range t.normalize {
-			rest = n(rest)
+			rest = n.apply(rest)
 		}
 		t.normal.each(rest, func(id int32, f, to int) {
 			if id >= 0 {

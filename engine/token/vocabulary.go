@@ -281,7 +281,7 @@ func (v *vocabulary) finish(t *Tokenizer, added []addedToken) error {
 		a.pattern = a.content
 		if a.normalized {
 			for _, n := range t.normalize {
-				a.pattern = n(a.pattern)
+				a.pattern = n.apply(a.pattern)
 			}
 			if other, again := patterns[a.pattern]; again || a.pattern == "" {
 				return unsupported("tokens %q and %q, both %q when normalised, are not supported", clip(other), clip(a.content), clip(a.pattern))

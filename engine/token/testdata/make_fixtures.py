@@ -166,7 +166,56 @@ def edge():
     return tok, None
 
 
-KINDS = {"qwen3": qwen3, "llama3": llama3, "gpt2": gpt2, "bytes": bytes_only, "gptoss": gptoss, "edge": edge}
+def sentencepiece(size, normalizer, pre, decoder, added, prefix=(), drop=(), fuse_unk=True, bos=True):
+    """A vocabulary with byte tokens, as converted from SentencePiece: trained with Metaspace, then given its own pipeline."""
+    tok = Tokenizer(models.BPE())
+    tok.pre_tokenizer = pre_tokenizers.Metaspace()
+    train(tok, size, limit_alphabet=90)  # most scripts are left to the bytes
+    trained = json.loads(tok.to_str())["model"]
+    names = ["<pad>", "<unk>", "<s>", "</s>"] + ["<0x%02X>" % b for b in range(256) if b not in drop]
+    names += [n for n in trained["vocab"] if n not in names]
+    model = models.BPE({n: i for i, n in enumerate(names)}, [tuple(m) for m in trained["merges"]],
+                       unk_token="<unk>", fuse_unk=fuse_unk, byte_fallback=True)
+    tok = Tokenizer(model)
+    tok.normalizer, tok.decoder = normalizer, decoder
+    if pre:
+        tok.pre_tokenizer = pre
+    tok.add_tokens(special("<unk>", "<s>", "</s>"))
+    tok.add_tokens(added)
+    if bos:
+        tok.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
+    return tok, None
+
+
+def gemma():
+    return sentencepiece(1500, normalizers.Replace(" ", "▁"), pre_tokenizers.Split(" ", "merged_with_previous"),
+                         decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]),
+                         special("<start_of_turn>", "<end_of_turn>") + plain("\n\n", "\n\n\n", "\t\t", "▁▁", "▁▁▁", "<table>"))
+
+
+LLAMA2_DECODER = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+
+
+def llama2():
+    return sentencepiece(1500, normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]), None,
+                         decoders.Sequence(LLAMA2_DECODER), special("[INST]", "[/INST]") +
+                         [AddedToken("<obj>", normalized=True), AddedToken("<sp>", normalized=True, special=True)])
+
+
+def mistral3():
+    return sentencepiece(1500, None, pre_tokenizers.Metaspace(prepend_scheme="first", split=False),
+                         decoders.Sequence(LLAMA2_DECODER), special("[INST]", "[/INST]", "[TOOL_CALLS]"))
+
+
+def unknowns():
+    """Byte tokens that are missing, the unknown token, Metaspace with words, and its decoder."""
+    return sentencepiece(800, normalizers.NFC(), pre_tokenizers.Metaspace(), decoders.Sequence([
+        decoders.Strip("▁", 2, 0), decoders.Metaspace(), decoders.ByteFallback()]), plain("<think>") +
+        [AddedToken("<r>", rstrip=True), AddedToken("<l>", lstrip=True)], drop=(0xE4, 0x8A, 0xB8, 0xF0), fuse_unk=False, bos=False)
+
+
+KINDS = {"qwen3": qwen3, "llama3": llama3, "gpt2": gpt2, "bytes": bytes_only, "gptoss": gptoss, "edge": edge,
+         "gemma": gemma, "llama2": llama2, "mistral3": mistral3, "unknowns": unknowns}
 
 
 def dump(path, lines):
