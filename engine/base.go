@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -65,22 +64,26 @@ func (e *Engine) acquire(name string) (*base, error) {
 
 // freeIdle frees the bases without a reference and reports whether there were any.
 func (e *Engine) freeIdle() bool {
-	any := false
+	freed := false
 	for _, name := range sortedNames(e.bases) {
 		if b := e.bases[name]; b.refs == 0 {
 			e.freeBase(b)
-			any = true
+			freed = true
 		}
 	}
-	return any
+	return freed
 }
 
-func (e *Engine) load(name string) (_ *base, err error) {
+func (e *Engine) load(name string) (*base, error) {
 	src, err := e.opt.Models.Open(name)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, src.Close()) }()
+	defer func() {
+		if err := src.Close(); err != nil {
+			e.log.Warn("close checkpoint", "model", name, "err", err)
+		}
+	}()
 	begin := e.opt.Now()
 	opt := model.LoadOptions{Store: e.opt.Store}
 	if e.opt.Progress != nil {
@@ -96,7 +99,11 @@ func (e *Engine) load(name string) (_ *base, err error) {
 	b := &base{e: e, model: m, snaps: map[*lora.Snapshot]bool{}, info: BaseInfo{
 		Name: name, Spec: *m.Spec, Params: m.Spec.Params(), Bytes: m.Bytes(),
 	}}
-	for _, id := range src.Generation.EosTokenIDs {
+	ids := src.Generation.EosTokenIDs
+	if len(ids) == 0 {
+		ids = src.Config.EosTokenIDs // folders without a generation_config.json
+	}
+	for _, id := range ids {
 		b.info.EosTokenIDs = append(b.info.EosTokenIDs, int32(id))
 	}
 	b.detok, b.detokErr = e.detokenizer(name, src)
@@ -121,10 +128,7 @@ func (e *Engine) freeBase(b *base) {
 	for s := range b.snaps {
 		e.freeSnapshot(b, s)
 	}
-	if b.batch != nil {
-		b.batch.Free()
-		e.used -= b.kvBytes
-	}
+	b.closeBatch()
 	b.model.Free()
 	e.used -= b.info.Bytes
 	e.mu.Lock()
@@ -186,6 +190,14 @@ func (b *base) decode(incoming []*request) error {
 		b.batch.Add(&r.Request)
 	}
 	return b.batch.Step()
+}
+
+func (b *base) closeBatch() {
+	if b.batch != nil {
+		b.batch.Free()
+		b.e.used -= b.kvBytes
+		b.batch = nil
+	}
 }
 
 // openBatch makes the key/value pool: as large as the limit says, within a quarter of the free memory.

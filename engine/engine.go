@@ -81,8 +81,11 @@ type Engine struct {
 	share    queue.Share
 	bases    map[string]*base
 	sessions map[*Session]bool
-	runs     int
+	runs     int // open
+	opened   int // runs ever
 	sampling int // requests that wait or run
+
+	closeErr error // set before exited is closed
 
 	used  int64 // bytes of bases, adapters, snapshots and pools; the device's goroutine only
 	tapes int   // tapes held between steps; the device's goroutine only
@@ -130,7 +133,7 @@ func randomSeed() int64 {
 }
 
 // Close ends everything: operations that wait or are under way fail with api.Closed, all device memory
-// is freed, the device is closed. It blocks until then; closing twice does nothing.
+// is freed, the device is closed. It blocks until then and returns the device's error; closing twice does nothing.
 func (e *Engine) Close() error {
 	e.mu.Lock()
 	e.closed = true
@@ -138,7 +141,7 @@ func (e *Engine) Close() error {
 	e.stop()
 	e.signal()
 	<-e.exited
-	return nil
+	return e.closeErr
 }
 
 // Device describes the device as it was at Open.

@@ -207,7 +207,12 @@ func (e *Engine) decode() {
 		if len(incoming) == 0 && (b.batch == nil || !b.batch.Busy()) {
 			continue
 		}
-		_, err := guard("sample", func() (struct{}, error) { return struct{}{}, b.decode(incoming) })
+		returned := false
+		_, err := guard("sample", func() (struct{}, error) {
+			err := b.decode(incoming)
+			returned = true
+			return struct{}{}, err
+		})
 		if err == nil {
 			continue
 		}
@@ -215,8 +220,9 @@ func (e *Engine) decode() {
 		for _, r := range incoming { // those that were not added
 			r.fail(err)
 		}
-		if b.batch != nil {
+		if b.batch != nil && !returned { // nobody knows what state a panic left behind
 			b.batch.FailAll(err)
+			b.closeBatch()
 		}
 	}
 }
@@ -290,8 +296,8 @@ func (e *Engine) shutdown() {
 	for _, name := range sortedNames(e.bases) {
 		e.freeBase(e.bases[name])
 	}
-	if err := e.dev.Close(); err != nil {
-		e.log.Error("close device", "err", err)
+	if e.closeErr = e.dev.Close(); e.closeErr != nil {
+		e.log.Error("close device", "err", e.closeErr)
 	}
 	e.log.Info("engine closed")
 }

@@ -171,12 +171,20 @@ func (p *pass) release(h heldTape) {
 func (p *pass) forward() (status, error) {
 	h, ok, err := p.batch(p.next, p.keep)
 	if err != nil && len(p.tapes) > 0 && apiError(err).Code == api.OutOfMemory {
-		p.dropTapes() // memory went elsewhere: run these again later
+		p.dropTapes() // the memory went elsewhere: run these again later
 		p.keep = false
 		return more, nil
 	}
-	if err != nil || !ok {
+	if err != nil {
 		return more, err
+	}
+	if !ok {
+		// Two operations that hold tapes must not wait for each other: this one gives its own up.
+		if len(p.tapes) > 0 {
+			p.dropTapes()
+			p.keep = false
+		}
+		return more, nil
 	}
 	held := false
 	defer func() {

@@ -145,6 +145,7 @@ func (r *Run) Close() {
 		return
 	}
 	r.closed = true
+	e.runs--
 	delete(r.session.runs, r)
 	dropped := r.line.Drain()
 	if r.current == nil {
@@ -156,8 +157,22 @@ func (r *Run) Close() {
 	}
 }
 
+// runRoom says why no run can be opened, or nil. e.mu is held.
+func (e *Engine) runRoom() error {
+	if e.runs >= e.lim.Runs {
+		return api.Errorf(api.Busy, "%d runs are open, the limit is %d", e.runs, e.lim.Runs)
+	}
+	return nil
+}
+
 // newRun makes a run on the device's goroutine.
 func (e *Engine) newRun(s *Session, id string, req api.CreateModelRequest, seed int64) (_ *Run, err error) {
+	e.mu.Lock()
+	err = e.runRoom()
+	e.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
 	b, err := e.acquire(req.BaseModel)
 	if err != nil {
 		return nil, err
@@ -184,10 +199,12 @@ func (e *Engine) newRun(s *Session, id string, req api.CreateModelRequest, seed 
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.runs++
-	r.order = e.runs
+	e.opened++
+	r.order = e.opened
 	e.turns.Add(r)
 	if s.closed {
 		r.closed = true
+		e.runs--
 		e.post(job{name: "close run", do: func() { e.freeRun(r) }})
 		return nil, errSessionClosed
 	}
@@ -200,11 +217,11 @@ func (e *Engine) newRun(s *Session, id string, req api.CreateModelRequest, seed 
 func (e *Engine) freeRun(r *Run) {
 	e.mu.Lock()
 	freed := r.freed
-	r.freed, r.closed = true, true
-	if !freed {
-		e.turns.Remove(r)
+	if !r.closed {
 		e.runs--
 	}
+	r.freed, r.closed = true, true
+	e.turns.Remove(r)
 	e.mu.Unlock()
 	if freed {
 		return

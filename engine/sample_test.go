@@ -191,8 +191,10 @@ func TestAdapterSampler(t *testing.T) {
 // letters spells token i as a letter; some tokens are longer.
 type letters struct{}
 
-func (letters) Push(id int32) string { return string(rune('a'+id%26)) + strings.Repeat("!", int(id/26)) }
-func (letters) Flush() string        { return "" }
+func (letters) Push(id int32) string {
+	return string(rune('a'+id%26)) + strings.Repeat("!", int(id/26))
+}
+func (letters) Flush() string { return "" }
 
 func spell(ids []int32) string {
 	var b strings.Builder
@@ -253,7 +255,9 @@ func TestStops(t *testing.T) {
 }
 
 func TestWrongSampleRequest(t *testing.T) {
-	e := open(t, func(o *engine.Options) { o.Limits.SamplesPerRequest, o.Limits.StopStrings, o.Limits.StopBytes = 8, 2, 4 })
+	e := open(t, func(o *engine.Options) {
+		o.Limits.SamplesPerRequest, o.Limits.StopStrings, o.Limits.StopBytes = 8, 2, 4
+	})
 	sess := e.NewSession()
 	f, err := sess.NewSampler("small")
 	s := wait(t, f, err)

@@ -121,13 +121,16 @@ type request struct {
 
 // Sample draws r.NumSamples continuations of r.Prompt. A sequence ends with a stop token, with the
 // token that completes a stop string, with one of the model's end-of-sequence tokens, or after
-// MaxTokens tokens. It does not block. When ctx ends before the request has, the request is cancelled and gives its place up.
+// MaxTokens tokens (0: as many as the model's context and the key/value pool hold). It does not block. When ctx ends before the request has, the request is cancelled and gives its place up.
 func (p *Sampler) Sample(ctx context.Context, r api.SampleRequest) (*Future[api.SampleOutput], error) {
 	q, err := p.request(r)
 	if err != nil {
 		return nil, err
 	}
-	return q.future, p.submit(ctx, q)
+	if err := p.submit(ctx, q); err != nil {
+		return nil, err
+	}
+	return q.future, nil
 }
 
 // Stream is Sample with the tokens as they are drawn.
@@ -138,7 +141,10 @@ func (p *Sampler) Stream(ctx context.Context, r api.SampleRequest) (*Stream, err
 	}
 	q.stream = newStream(q.future)
 	q.Emit = q.stream.emit
-	return q.stream, p.submit(ctx, q)
+	if err := p.submit(ctx, q); err != nil {
+		return nil, err
+	}
+	return q.stream, nil
 }
 
 // request checks r. NumSamples 0 means 1.
@@ -171,9 +177,6 @@ func (p *Sampler) request(r api.SampleRequest) (*request, error) {
 		Prompt: slices.Clone(prompt), Params: r.Params, Samples: n, StopIDs: p.base.info.EosTokenIDs,
 		Detokenizer: p.base.detok, Done: q.end,
 	}
-	if room := spec.MaxPositions - len(prompt); q.Params.MaxTokens == 0 || q.Params.MaxTokens > room {
-		q.Params.MaxTokens = room
-	}
 	if r.Params.Seed != nil {
 		q.Seed = *r.Params.Seed
 	} else {
@@ -204,7 +207,7 @@ func (p *Sampler) checkStops(s api.SamplingParams) error {
 	return nil
 }
 
-// submit queues q. When it is refused its future fails, too.
+// submit queues q.
 func (p *Sampler) submit(ctx context.Context, q *request) (err error) {
 	e := p.e
 	e.mu.Lock()
@@ -219,7 +222,6 @@ func (p *Sampler) submit(ctx context.Context, q *request) (err error) {
 		err = ctx.Err()
 	}
 	if err != nil {
-		q.future.fail(err)
 		return err
 	}
 	e.sampling++

@@ -41,9 +41,9 @@ func (s *Session) NewRun(r api.CreateModelRequest) (*Future[*Run], error) {
 	}
 	r.UserMetadata = maps.Clone(r.UserMetadata)
 	s.e.mu.Lock()
-	if s.e.runs >= s.e.lim.Runs {
+	if err := s.e.runRoom(); err != nil {
 		s.e.mu.Unlock()
-		return nil, api.Errorf(api.Busy, "%d runs are open, the limit is %d", s.e.lim.Runs, s.e.lim.Runs)
+		return nil, err
 	}
 	id := fmt.Sprintf("%s:train:%d", s.id, s.created)
 	s.created++
@@ -65,7 +65,7 @@ func (s *Session) NewAdapterSampler(baseModel string, w Weights) (*Future[*Sampl
 	return submitJob(s, "create sampler", func() (*Sampler, error) { return s.e.newSampler(s, baseModel, &w) })
 }
 
-// Runs lists the open runs by id.
+// Runs lists the open runs, the oldest first.
 func (s *Session) Runs() []*Run {
 	s.e.mu.Lock()
 	defer s.e.mu.Unlock()

@@ -59,8 +59,9 @@ func (b *Base) Forward(batch []Item, keep bool) (_ *Tape, err error) {
 	if t.buf, err = b.take(b.Spec.bytes(b.dev.Info().Act, sh)); err != nil {
 		return nil, err
 	}
+	ok := false
 	defer func() {
-		if err != nil {
+		if !ok { // also when a kernel panics
 			t.Release()
 		}
 	}()
@@ -92,13 +93,17 @@ func (b *Base) Forward(batch []Item, keep bool) (_ *Tape, err error) {
 	if err := b.decode(t.f, t.seqs, t.spans, nil); err != nil {
 		return nil, err
 	}
-	if sh.targets == 0 {
-		return t, nil
+	if sh.targets > 0 {
+		err := b.dev.Ops().LogProbs(kernels.LogProbsArgs{
+			Out: t.f.out, LSE: t.f.lse.RowRange(0, sh.tokens), V: t.f.vHead, H: t.f.xn,
+			W: b.head, Spans: t.spans[len(b.Sites)-1], Target: t.f.target,
+		})
+		if err != nil {
+			return nil, err
+		}
 	}
-	return t, b.dev.Ops().LogProbs(kernels.LogProbsArgs{
-		Out: t.f.out, LSE: t.f.lse.RowRange(0, sh.tokens), V: t.f.vHead, H: t.f.xn,
-		W: b.head, Spans: t.spans[len(b.Sites)-1], Target: t.f.target,
-	})
+	ok = true
+	return t, nil
 }
 
 func (b *Base) check(it Item) error {

@@ -40,22 +40,16 @@ func NewBatch(base *model.Base, lim Limits) (*Batch, error) {
 	return &Batch{base: base, kv: kv, lim: lim, pages: kv.FreePositions() / model.PageLen}, nil
 }
 
-// Positions is how many positions one sequence can have at most: the pool or the model's context.
-func (b *Batch) Positions() int { return min(b.pages*model.PageLen, b.base.Spec.MaxPositions) }
-
 // Busy reports whether Step has anything to do.
 func (b *Batch) Busy() bool { return len(b.waiting)+len(b.active) > 0 }
 
 // Add queues a request. When the pool could never hold it, Done is called with the reason.
 func (b *Batch) Add(r *Request) {
-	room := b.Positions()
-	if len(r.Prompt) >= room {
+	if err := b.limit(r); err != nil {
 		r.over = true
-		r.Done(api.SampleOutput{}, api.Errorf(api.OutOfMemory,
-			"sample: the prompt has %d tokens, the key/value pool holds %d positions", len(r.Prompt), room))
+		r.Done(api.SampleOutput{}, err)
 		return
 	}
-	r.Params.MaxTokens = min(r.Params.MaxTokens, room-len(r.Prompt))
 	r.seqs = make([]*sequence, r.Samples)
 	for i := range r.seqs {
 		var d Detokenizer
@@ -70,8 +64,27 @@ func (b *Batch) Add(r *Request) {
 	b.waiting = append(b.waiting, &sequence{req: r, index: promptReader})
 }
 
-// Step feeds every active sequence once and draws a token for those that are read to their end. An
-// error is the device's, after every request that took part has failed with it.
+// limit sets r's MaxTokens to what the context leaves, and to what the pool leaves when the caller did not say. One
+// sequence of the length asked for must fit the pool alone.
+func (b *Batch) limit(r *Request) error {
+	n, pool, asked := len(r.Prompt), b.pages*model.PageLen, r.Params.MaxTokens
+	context := b.base.Spec.MaxPositions - n
+	if asked == 0 {
+		r.Params.MaxTokens = min(context, pool-n)
+	} else {
+		r.Params.MaxTokens = min(context, asked)
+	}
+	if context < 1 {
+		return api.Errorf(api.BadRequest, "sample: the prompt has %d tokens, the model's context is %d", n, b.base.Spec.MaxPositions)
+	}
+	if r.Params.MaxTokens < 1 || n+r.Params.MaxTokens > pool {
+		return api.Errorf(api.OutOfMemory, "sample: a prompt of %d tokens and max_tokens %d do not fit the key/value pool of %d positions", n, asked, pool)
+	}
+	return nil
+}
+
+// Step feeds every active sequence once and draws a token for those that are read to their end. When
+// the model fails, the requests that took part have failed with the error that is returned; others go on.
 func (b *Batch) Step() error {
 	b.reap()
 	b.admit()

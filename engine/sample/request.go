@@ -8,11 +8,11 @@ import (
 	"tinkerlocal/engine/model"
 )
 
-// Request asks a Batch for Samples continuations of one prompt. Its fields do not change once it is
+// Request asks a Batch for Samples continuations of one prompt. The caller leaves its fields alone once it is
 // added. Emit and Done are called by Step, in its goroutine, and must not block.
 type Request struct {
 	Prompt  []int32
-	Params  api.SamplingParams // as Check wants them; MaxTokens at least 1
+	Params  api.SamplingParams // as Check wants them
 	Seed    int64
 	Samples int
 	Adapter *lora.Weights // nil: the bare base
