@@ -27,7 +27,7 @@ func TestStyle(t *testing.T) {
 	for _, name := range wellKnown {
 		contract[name] = true
 	}
-	for _, file := range sourceFiles(t) {
+	for _, file := range sourceFiles(t, ".go") {
 		src, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
@@ -189,17 +189,9 @@ var (
 	markdownFence = regexp.MustCompile("(?ms)^```.*?^```")
 )
 
-// TestDocumentLinks follows each relative link of the documents people start from.
+// TestDocumentLinks follows each relative link of each document.
 func TestDocumentLinks(t *testing.T) {
-	documents := []string{"README.md"}
-	for _, pattern := range []string{"docs/*.md", "benchmarks/*.md"} {
-		found, err := filepath.Glob(pattern)
-		if err != nil {
-			t.Fatal(err)
-		}
-		documents = append(documents, found...)
-	}
-	for _, document := range documents {
+	for _, document := range sourceFiles(t, ".md") {
 		text, err := os.ReadFile(document)
 		if err != nil {
 			t.Error(err)
@@ -224,7 +216,7 @@ func TestArchitectureNamesPackages(t *testing.T) {
 		t.Fatal(err)
 	}
 	seen := map[string]bool{}
-	for _, file := range sourceFiles(t) {
+	for _, file := range sourceFiles(t, ".go") {
 		pkg := filepath.ToSlash(filepath.Dir(file))
 		if pkg == "." || seen[pkg] || underAny(pkg, free) {
 			continue

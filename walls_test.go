@@ -206,7 +206,7 @@ func TestWallsArrows(t *testing.T) {
 func projectImports(t *testing.T) map[string][]string {
 	t.Helper()
 	imports := map[string][]string{}
-	for _, file := range sourceFiles(t) {
+	for _, file := range sourceFiles(t, ".go") {
 		if strings.HasSuffix(file, "_test.go") {
 			continue // tests may use any package, e.g. the oracle or the conformance suite
 		}
@@ -317,9 +317,9 @@ func expectOne(t *testing.T, name string, messages []string, want string) {
 	}
 }
 
-// sourceFiles returns the module's Go files, relative to its root. Nested modules, testdata and
+// sourceFiles returns the module's files of one kind, relative to its root. Nested modules, testdata and
 // folders that the Go tool ignores are left out.
-func sourceFiles(t *testing.T) []string {
+func sourceFiles(t *testing.T, suffix string) []string {
 	t.Helper()
 	var files []string
 	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
@@ -339,7 +339,7 @@ func sourceFiles(t *testing.T) []string {
 			}
 			return nil
 		}
-		if strings.HasSuffix(path, ".go") {
+		if strings.HasSuffix(path, suffix) {
 			files = append(files, path)
 		}
 		return nil
