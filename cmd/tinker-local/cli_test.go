@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"tinkerlocal/engine/hf"
+	"tinkerlocal/engine/local"
 )
 
 // cli runs the program in this process.
@@ -144,12 +144,12 @@ func TestTrainAndSample(t *testing.T) {
 	if res.Steps != 20 || res.LastLoss >= res.FirstLoss/10 || res.TokensPerSecond <= 0 {
 		t.Errorf("train reported %+v", res)
 	}
-	p, err := hf.ReadAdapter(out)
+	w, err := local.ReadAdapter(out)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p.Rank != 8 || p.BaseModel != tiny {
-		t.Errorf("the adapter has rank %d and base %q", p.Rank, p.BaseModel)
+	if w.Lora.Rank != 8 || w.Scale != 4 || !w.Lora.TrainUnembed {
+		t.Errorf("the adapter has configuration %+v and scale %v", w.Lora, w.Scale)
 	}
 	prompt := []string{"sample", "--model", tiny, "--prompt", "say:", "--temperature", "0", "--max-tokens", "16"}
 	_, base, _ := cli(t.Context(), prompt...)
@@ -190,7 +190,7 @@ func TestInterruptSavesAdapter(t *testing.T) {
 	if code != exitInterrupted || !strings.Contains(stderr, "interrupted after step ") || !strings.Contains(stderr, "the adapter so far is in "+out) {
 		t.Errorf("exit code %d, stderr %q", code, stderr)
 	}
-	if _, err := hf.ReadAdapter(out); err != nil {
+	if _, err := local.ReadAdapter(out); err != nil {
 		t.Errorf("the interrupted run's adapter: %v", err)
 	}
 }

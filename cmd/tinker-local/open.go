@@ -8,9 +8,7 @@ import (
 
 	"tinkerlocal/engine"
 	"tinkerlocal/engine/api"
-	"tinkerlocal/engine/hf"
 	"tinkerlocal/engine/local"
-	"tinkerlocal/engine/lora"
 	"tinkerlocal/engine/token"
 )
 
@@ -25,12 +23,7 @@ type opened struct {
 
 // open starts an engine and loads a base model, with a bar while it loads.
 func (a *app) open(ctx context.Context, model string) (_ *opened, err error) {
-	src, err := local.Models{Dir: a.opt.Models}.Open(model)
-	if err != nil {
-		return nil, err
-	}
-	tok, err := local.LoadTokenizer(src)
-	src.Close()
+	tok, err := local.Models{Dir: a.opt.Models}.Tokenizer(model)
 	if err != nil {
 		return nil, err
 	}
@@ -78,13 +71,9 @@ func (m *opened) sampler(ctx context.Context, adapter string) (*engine.Sampler, 
 	if adapter == "" {
 		return m.base, nil
 	}
-	p, err := hf.ReadAdapter(adapter)
+	w, err := local.ReadAdapter(adapter)
 	if err != nil {
 		return nil, err
-	}
-	w, err := local.FromPEFT(p)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", adapter, err)
 	}
 	f, err := m.session.NewAdapterSampler(m.model, w)
 	if err != nil {
@@ -116,7 +105,7 @@ func saveAdapter(ctx context.Context, run *engine.Run, dir, model string) error 
 	if err != nil {
 		return err
 	}
-	return hf.WriteAdapter(dir, local.ToPEFT(model, w))
+	return local.WriteAdapter(dir, model, w)
 }
 
 // checkWritable refuses an output folder before hours of training go into it.
@@ -144,8 +133,8 @@ func checkWritable(dir string) error {
 }
 
 func checkRank(rank int) error {
-	if rank < 1 || rank > lora.MaxRank {
-		return fmt.Errorf("--rank is %d, wanted 1..%d", rank, lora.MaxRank)
+	if rank < 1 || rank > api.MaxRank {
+		return fmt.Errorf("--rank is %d, wanted 1..%d", rank, api.MaxRank)
 	}
 	return nil
 }

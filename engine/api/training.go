@@ -12,6 +12,10 @@ type LoraConfig struct {
 // LoraAlpha is the alpha of every adapter: the update is scaled by LoraAlpha/rank.
 const LoraAlpha = 32
 
+// MaxRank is the largest rank a run may ask for. Beyond it the factors outgrow the matrices they adapt on
+// every model that fits a workstation.
+const MaxRank = 512
+
 // DefaultLora is rank 32 on attention, MLP and unembedding: the defaults of the hosted service.
 func DefaultLora() LoraConfig {
 	return LoraConfig{Rank: 32, TrainUnembed: true, TrainMLP: true, TrainAttn: true}

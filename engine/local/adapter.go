@@ -1,6 +1,7 @@
 package local
 
 import (
+	"fmt"
 	"strings"
 
 	"tinkerlocal/engine"
@@ -15,8 +16,25 @@ const peftPrefix = "base_model.model."
 // unembedNames are other names of the head's factors in adapters that exist; the first is the hosted service's.
 var unembedNames = []string{"model.unembed_tokens.", "model.lm_head."}
 
-// ToPEFT turns a run's weights into a PEFT adapter.
-func ToPEFT(baseModel string, w engine.Weights) *hf.Adapter {
+// WriteAdapter writes a run's weights as a PEFT folder, whole or not at all; an adapter that is there is replaced.
+func WriteAdapter(dir, baseModel string, w engine.Weights) error {
+	return hf.WriteAdapter(dir, toPEFT(baseModel, w))
+}
+
+// ReadAdapter reads a PEFT folder for a run or a sampler.
+func ReadAdapter(dir string) (engine.Weights, error) {
+	a, err := hf.ReadAdapter(dir)
+	if err != nil {
+		return engine.Weights{}, err
+	}
+	w, err := fromPEFT(a)
+	if err != nil {
+		return w, fmt.Errorf("%s: %w", dir, err)
+	}
+	return w, nil
+}
+
+func toPEFT(baseModel string, w engine.Weights) *hf.Adapter {
 	a := &hf.Adapter{BaseModel: baseModel, Rank: w.Lora.Rank, Alpha: w.Scale * float64(w.Lora.Rank)}
 	seen := map[string]bool{}
 	for _, t := range w.Tensors {
@@ -31,8 +49,7 @@ func ToPEFT(baseModel string, w engine.Weights) *hf.Adapter {
 	return a
 }
 
-// FromPEFT turns a PEFT adapter into weights for a run or a sampler.
-func FromPEFT(a *hf.Adapter) (engine.Weights, error) {
+func fromPEFT(a *hf.Adapter) (engine.Weights, error) {
 	w := engine.Weights{Lora: api.LoraConfig{Rank: a.Rank}, Scale: a.Scale()}
 	for _, x := range a.Tensors {
 		name, ok := strings.CutPrefix(x.Name, peftPrefix)

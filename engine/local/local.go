@@ -73,8 +73,17 @@ func OpenDevice(name string) (kernels.Device, error) {
 // CUDAStatus says, for people, whether a CUDA device can be used.
 func CUDAStatus() string { return "this build has no CUDA device" }
 
-// LoadTokenizer reads a checkpoint's tokenizer.json.
-func LoadTokenizer(src *hf.Checkpoint) (*token.Tokenizer, error) {
+// Tokenizer reads the tokenizer of a base model.
+func (m Models) Tokenizer(name string) (*token.Tokenizer, error) {
+	src, err := m.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer src.Close()
+	return loadTokenizer(src)
+}
+
+func loadTokenizer(src *hf.Checkpoint) (*token.Tokenizer, error) {
 	data, err := src.File("tokenizer.json")
 	if err != nil {
 		return nil, err
@@ -87,7 +96,7 @@ func LoadTokenizer(src *hf.Checkpoint) (*token.Tokenizer, error) {
 }
 
 func detokenizer(src *hf.Checkpoint) (func() sample.Detokenizer, error) {
-	t, err := LoadTokenizer(src)
+	t, err := loadTokenizer(src)
 	if err != nil {
 		return nil, err
 	}

@@ -9,10 +9,6 @@ import (
 	"tinkerlocal/engine/api"
 )
 
-// MaxRank is the largest rank a run may ask for. Beyond it the factors outgrow the matrices they
-// adapt on every model that fits a workstation.
-const MaxRank = 512
-
 // Kind says which train_ flag a site belongs to.
 type Kind uint8
 
@@ -72,8 +68,8 @@ func Params(sites []Site, c api.LoraConfig) int {
 
 // Check says whether c is a configuration that can be trained.
 func Check(c api.LoraConfig) error {
-	if c.Rank < 1 || c.Rank > MaxRank {
-		return api.Errorf(api.BadRequest, "lora rank is %d, wanted 1..%d", c.Rank, MaxRank)
+	if c.Rank < 1 || c.Rank > api.MaxRank {
+		return api.Errorf(api.BadRequest, "lora rank is %d, wanted 1..%d", c.Rank, api.MaxRank)
 	}
 	if !c.TrainAttn && !c.TrainMLP && !c.TrainUnembed {
 		return api.Errorf(api.BadRequest, "lora config trains nothing: at least one of train_attn, train_mlp, train_unembed must be true")
