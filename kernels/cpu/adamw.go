@@ -23,7 +23,7 @@ func (o *ops) AdamW(a kernels.AdamWArgs) error {
 	t := o.flat(adamRows, a.P.Len())
 	t.a, t.b, t.c, t.d = floats(a.P), floats(a.G), floats(a.M), floats(a.V)
 	t.coef = [8]float32{
-		float32(a.GradScale), float32(1 - a.LR*a.WeightDecay), float32(1 - a.Beta1), float32(a.Beta2), float32(1 - a.Beta2),
+		float32(a.GradScale), float32(1 - float64(a.LR*a.WeightDecay)), float32(1 - a.Beta1), float32(a.Beta2), float32(1 - a.Beta2),
 		float32(-a.LR / (1 - power(a.Beta1, a.Step))), float32(math.Sqrt(1 - power(a.Beta2, a.Step))), float32(a.Eps),
 	}
 	o.runRows(chunk)
@@ -35,14 +35,14 @@ func adamRows(t *rowsTask, wk *worker, r0, r1 int) {
 	wk.vec.adamw(&t.a[i], &t.b[i], &t.c[i], &t.d[i], uintptr(n), &t.coef)
 }
 
-// power is x^n for n >= 0 by repeated squaring: the same bits everywhere.
+// power is x^n for n >= 0 by repeated squaring: the same bits everywhere (the conversions forbid fused products).
 func power(x float64, n int64) float64 {
 	r := 1.0
 	for ; n > 0; n >>= 1 {
 		if n&1 != 0 {
-			r *= x
+			r = float64(r * x)
 		}
-		x *= x
+		x = float64(x * x)
 	}
 	return r
 }

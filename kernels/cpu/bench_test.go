@@ -9,12 +9,66 @@ import (
 	"tinkerlocal/kernels"
 )
 
-// bench is a device with random tensors at hand.
-type bench struct {
-	*testing.B
+// rig is a device with random tensors at hand.
+type rig struct {
+	testing.TB
 	dev *Device
 	ops kernels.Ops
 	rng *rand.Rand
+}
+
+func newRig(tb testing.TB, dev *Device) *rig {
+	return &rig{tb, dev, dev.Ops(), rand.New(rand.NewPCG(1, 2))}
+}
+
+func (r *rig) tensor(shape ...int) kernels.Tensor {
+	t, err := kernels.NewTensor(r.dev, kernels.F32, shape...)
+	if err != nil {
+		r.Fatal(err)
+	}
+	v := floats(t)
+	for i := range v {
+		v[i] = r.random() * 0.4
+	}
+	return t
+}
+
+// random is a number in [-0.5, 0.5), made by exact arithmetic.
+func (r *rig) random() float32 { return float32(r.rng.Uint32()>>8)/(1<<24) - 0.5 }
+
+func (r *rig) ints(n, limit int) kernels.Tensor {
+	t, err := kernels.NewTensor(r.dev, kernels.I32, n)
+	if err != nil {
+		r.Fatal(err)
+	}
+	v := ints(t)
+	for i := range v {
+		v[i] = int32(r.rng.IntN(limit))
+	}
+	return t
+}
+
+func (r *rig) weight(store kernels.DType, k int, rows ...int) kernels.Weight {
+	var parts []kernels.Matrix
+	for _, n := range rows {
+		data := make([]byte, 2*n*k)
+		for i := range n * k {
+			w := kernels.F32ToBF16(r.random() * 0.2)
+			data[2*i], data[2*i+1] = byte(w), byte(w>>8)
+		}
+		parts = append(parts, kernels.Matrix{Rows: n, Cols: k, DType: kernels.BF16, Data: data})
+	}
+	w, err := r.dev.Pack(parts, store)
+	if err != nil {
+		r.Fatal(err)
+	}
+	return w
+}
+
+// bench is a rig with a clock.
+type bench struct {
+	*rig
+	b *testing.B
 }
 
 func newBench(b *testing.B, threads int) *bench {
@@ -23,55 +77,14 @@ func newBench(b *testing.B, threads int) *bench {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { dev.Close() })
-	return &bench{b, dev, dev.Ops(), rand.New(rand.NewPCG(1, 2))}
-}
-
-func (b *bench) tensor(shape ...int) kernels.Tensor {
-	t, err := kernels.NewTensor(b.dev, kernels.F32, shape...)
-	if err != nil {
-		b.Fatal(err)
-	}
-	v := floats(t)
-	for i := range v {
-		v[i] = float32(b.rng.NormFloat64()) * 0.1
-	}
-	return t
-}
-
-func (b *bench) ints(n, limit int) kernels.Tensor {
-	t, err := kernels.NewTensor(b.dev, kernels.I32, n)
-	if err != nil {
-		b.Fatal(err)
-	}
-	v := ints(t)
-	for i := range v {
-		v[i] = int32(b.rng.IntN(limit))
-	}
-	return t
-}
-
-func (b *bench) weight(store kernels.DType, k int, rows ...int) kernels.Weight {
-	var parts []kernels.Matrix
-	for _, n := range rows {
-		data := make([]byte, 2*n*k)
-		for i := range n * k {
-			w := kernels.F32ToBF16(float32(b.rng.NormFloat64()) * 0.05)
-			data[2*i], data[2*i+1] = byte(w), byte(w>>8)
-		}
-		parts = append(parts, kernels.Matrix{Rows: n, Cols: k, DType: kernels.BF16, Data: data})
-	}
-	w, err := b.dev.Pack(parts, store)
-	if err != nil {
-		b.Fatal(err)
-	}
-	return w
+	return &bench{newRig(b, dev), b}
 }
 
 // best runs f for a while and returns the shortest time of one call.
 func (b *bench) best(f func() error) time.Duration {
 	shortest := time.Duration(1 << 62)
-	b.ResetTimer()
-	for b.Loop() {
+	b.b.ResetTimer()
+	for b.b.Loop() {
 		start := time.Now()
 		if err := f(); err != nil {
 			b.Fatal(err)
@@ -85,10 +98,10 @@ func (b *bench) best(f func() error) time.Duration {
 func (b *bench) gflops(flop float64, f func() error) {
 	took := b.best(f)
 	rate := flop / took.Seconds() / 1e9
-	b.ReportMetric(rate, "GFLOP/s")
-	b.ReportMetric(float64(took.Nanoseconds())/1e3, "µs-best")
+	b.b.ReportMetric(rate, "GFLOP/s")
+	b.b.ReportMetric(float64(took.Nanoseconds())/1e3, "µs-best")
 	if p := peakRate(); p > 0 {
-		b.ReportMetric(100*rate/(p*float64(b.dev.pool.threads())), "%peak")
+		b.b.ReportMetric(100*rate/(p*float64(b.dev.pool.threads())), "%peak")
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync/atomic"
 	"unsafe"
@@ -97,22 +98,39 @@ func (b *buffer) Len() int64 { return int64(len(b.data)) }
 // reserve counts n bytes, or says why they are not to be had.
 func (d *Device) reserve(what string, n int64) error {
 	if d.closed {
-		return fmt.Errorf("%s: the device is closed", what)
+		return closedError(what)
 	}
-	if n < 0 || n > math.MaxInt-cacheLine {
+	if n < 0 {
 		return fmt.Errorf("%s: %d bytes wanted", what, n)
 	}
 	if d.limit > 0 && n > d.limit-d.used.Load() {
-		return fmt.Errorf("%s: needs %d bytes, %d of the limit of %d are free", what, n, max(0, d.limit-d.used.Load()), d.limit)
+		return memoryError(what, n, d.limit-d.used.Load())
+	}
+	if n > math.MaxInt-cacheLine {
+		return memoryError(what, n, 0)
 	}
 	// A small request is not worth the question; the Go runtime ends the process when memory is out, so a large one is.
-	if n > 1<<20 {
-		if total, free := systemMemory(); total > 0 && n > free {
-			return fmt.Errorf("%s: needs %d bytes, %d of %d are free", what, n, free, total)
+	if n > largeBytes {
+		total, free := systemMemory()
+		if total > 0 && n > free { // what was freed may still be with the runtime
+			debug.FreeOSMemory()
+			_, free = systemMemory()
+		}
+		if total > 0 && n > free || total == 0 && n > unknownBytes {
+			return memoryError(what, n, free)
 		}
 	}
 	d.used.Add(n)
 	return nil
+}
+
+const (
+	largeBytes   = 1 << 20
+	unknownBytes = 1 << 40 // where the system does not tell, a bound against nonsense
+)
+
+func memoryError(what string, wanted, free int64) error {
+	return fmt.Errorf("%s: wanted %d bytes, free %d: %w", what, wanted, max(0, free), kernels.ErrMemory)
 }
 
 // Alloc returns zero-filled memory.

@@ -29,7 +29,7 @@ func exp32(x float32) float32 {
 	p = float32(p*r) + 1.0/2
 	p = float32(p*r) + 1
 	p = float32(p*r) + 1
-	return p * math.Float32frombits(uint32(n+127)<<23)
+	return float32(p * math.Float32frombits(uint32(n+127)<<23))
 }
 
 func sigmoid(x float32) float32 { return 1 / (1 + exp32(-x)) }

@@ -11,7 +11,7 @@ import (
 
 // stack is a decoder of the embedded model's shape, put together from the ops alone, to see where a training step's time goes.
 type stack struct {
-	*bench
+	*rig
 	tokens, layers, d, heads, kvHeads, c, f, vocab, rank int
 
 	seqs     []kernels.Seq
@@ -37,8 +37,8 @@ type proj struct {
 	low   kernels.Tensor
 }
 
-func newStack(b *bench, seqs, length int) *stack {
-	s := &stack{bench: b, tokens: seqs * length, layers: 4, d: 128, heads: 4, kvHeads: 2, c: 32, f: 384, vocab: 320, rank: 16,
+func newStack(b *rig, seqs, length int) *stack {
+	s := &stack{rig: b, tokens: seqs * length, layers: 4, d: 128, heads: 4, kvHeads: 2, c: 32, f: 384, vocab: 320, rank: 16,
 		least: map[string]time.Duration{}, calls: map[string]int{}}
 	for i := range seqs {
 		s.seqs = append(s.seqs, kernels.Seq{Begin: i * length, End: (i + 1) * length, KV: i * length})
@@ -76,6 +76,15 @@ func (s *stack) proj(k int, rows ...int) proj {
 		p.spans = append(p.spans, kernels.Span{Begin: q.Begin, End: q.End, LoRA: a})
 	}
 	return p
+}
+
+// moment is a zero tensor of x's shape.
+func (s *stack) moment(x kernels.Tensor) kernels.Tensor {
+	t, err := kernels.NewTensor(s.dev, kernels.F32, x.Shape[0], x.Shape[1])
+	if err != nil {
+		s.Fatal(err)
+	}
+	return t
 }
 
 // do times one op.
@@ -152,11 +161,12 @@ func (s *stack) step() {
 func BenchmarkStep(b *testing.B) {
 	for _, threads := range []int{1, 2} {
 		b.Run(fmt.Sprintf("t%d", threads), func(b *testing.B) {
-			s := newStack(newBench(b, threads), 16, 80)
+			r := newBench(b, threads)
+			s := newStack(r.rig, 16, 80)
 			s.step()
 			clear(s.calls)
 			steps := 0
-			took := s.best(func() error { steps++; s.step(); return nil })
+			took := r.best(func() error { steps++; s.step(); return nil })
 			b.ReportMetric(float64(took.Microseconds())/1e3, "ms-best")
 			b.ReportMetric(float64(s.tokens)/took.Seconds(), "tokens/s-best")
 			var names []string
