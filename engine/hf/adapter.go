@@ -55,12 +55,26 @@ func (a *Adapter) Scale() float64 {
 // float32, in the order of their names. What is not plain LoRA on linear layers is refused by name
 // (Unsupported), and so is everything damaged or contradictory (BadRequest): a rank other than the
 // config's, a factor without its partner, a NaN.
+//
+// An adapter that WriteAdapter replaces meanwhile is read again: config and weights are of one adapter.
 func ReadAdapter(dir string) (*Adapter, error) {
-	if st, err := os.Stat(dir); err != nil {
-		return nil, in(dir, fsError(err))
-	} else if !st.IsDir() {
-		return nil, bad("%s: is a file, wanted a folder with an %s", dir, adapterConfigName)
+	for range 10 {
+		before, err := os.Stat(dir)
+		if err != nil {
+			return nil, in(dir, fsError(err))
+		}
+		if !before.IsDir() {
+			return nil, bad("%s: is a file, wanted a folder with an %s", dir, adapterConfigName)
+		}
+		a, err := readAdapter(dir)
+		if after, gone := os.Stat(dir); gone == nil && os.SameFile(before, after) {
+			return a, err
+		}
 	}
+	return nil, api.Errorf(api.Busy, "%s: it is replaced again and again while it is read", dir)
+}
+
+func readAdapter(dir string) (*Adapter, error) {
 	text, err := readFile(os.DirFS(dir), adapterConfigName, maxConfigBytes)
 	if err != nil {
 		return nil, in(filepath.Join(dir, adapterConfigName), err)

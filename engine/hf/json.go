@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"tinkerlocal/engine/api"
@@ -230,14 +232,26 @@ const (
 	maxIDs  = 1024
 )
 
-// clip shortens text of a file for an error message.
+// clip shortens text of a file for an error message, on one line.
 func clip(s string) string {
-	const most = 80
-	if len(s) <= most {
-		return strings.ToValidUTF8(s, "\uFFFD")
+	cut, more := s, ""
+	if len(s) > maxClip {
+		cut, more = s[:maxClip], "…"
 	}
-	return strings.ToValidUTF8(s[:most], "") + "…"
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(cut, "")) + more
 }
 
 // quote makes a name of a file fit for an error message.
-func quote(name string) string { return fmt.Sprintf("%q", clip(name)) }
+func quote(name string) string {
+	if len(name) > maxClip {
+		name = strings.ToValidUTF8(name[:maxClip], "") + "…"
+	}
+	return strconv.Quote(name)
+}
+
+const maxClip = 80 // bytes

@@ -16,10 +16,12 @@ import (
 // The header gives each tensor its dtype, shape and half-open byte range behind the header. The rules
 // checked here are those of the published reference implementation (huggingface/safetensors): the ranges
 // cover everything behind the header exactly once, and each is as long as dtype and shape say. Beyond
-// them, a repeated name and a rank above maxRank are refused.
+// them, a repeated name and what is over the limits below are refused.
 const (
-	maxHeader = 100_000_000 // bytes, as the reference implementation
-	maxRank   = 8
+	maxHeader   = 100_000_000 // bytes, as the reference implementation
+	maxRank     = 8
+	maxTensors  = 1 << 20 // per file: the largest published files have some thousands
+	maxMetadata = 1 << 16 // members
 )
 
 // dtypes lists the element types of the format by their names, with their sizes in bits and what the
@@ -85,6 +87,9 @@ func parseSafetensors(b []byte) (*header, error) {
 			m, err := stringMap(value)
 			h.metadata = m
 			return in("__metadata__", err)
+		}
+		if len(spans) == maxTensors {
+			return bad("more than %d tensors", maxTensors)
 		}
 		s, err := parseEntry(value)
 		if err != nil {
@@ -244,6 +249,9 @@ func stringMap(b []byte) (map[string]string, error) {
 		var s string
 		if err := json.Unmarshal(value, &s); err != nil {
 			return bad("%s is %s, wanted a string", quote(name), clip(string(value)))
+		}
+		if len(m) == maxMetadata {
+			return bad("more than %d members", maxMetadata)
 		}
 		m[name] = s
 		return nil
