@@ -1,23 +1,18 @@
 package engine_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"regexp"
+	"math"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"tinkerlocal/engine"
 	"tinkerlocal/engine/api"
-	"tinkerlocal/engine/enginetest"
 	"tinkerlocal/engine/loss"
-	"tinkerlocal/kernels"
 )
 
 // gate is a loss that waits until it is opened or its ctx ends.
@@ -184,247 +179,123 @@ func TestCloseParts(t *testing.T) {
 	}
 }
 
-// watched counts the bytes of a device's buffers and weights, and fails on demand.
-type watched struct {
-	kernels.Device
-	bytes  atomic.Int64 // of buffers
-	closed atomic.Bool
-	mu     sync.Mutex
-	packed []kernels.Weight
-	free   int64               // what Info says; 0: the device's
-	fault  atomic.Pointer[any] // what the next attention does: returns an error, or panics
-}
-
-func (w *watched) Info() kernels.Info {
-	i := w.Device.Info()
-	if w.free > 0 {
-		i.Free = max(1, w.free-w.used())
-	}
-	return i
-}
-
-func (w *watched) Alloc(n int64) (kernels.Buffer, error) {
-	b, err := w.Device.Alloc(n)
-	if err == nil {
-		w.bytes.Add(n)
-	}
-	return b, err
-}
-
-func (w *watched) Free(b kernels.Buffer) {
-	if b != nil {
-		w.bytes.Add(-b.Len())
-	}
-	w.Device.Free(b)
-}
-
-func (w *watched) Pack(parts []kernels.Matrix, store kernels.DType) (kernels.Weight, error) {
-	p, err := w.Device.Pack(parts, store)
-	if err != nil {
-		return nil, err
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.packed = append(w.packed, p)
-	return p, nil
-}
-
-// used is the bytes of buffers and weights. The engine is idle or closed, or this is its goroutine.
-func (w *watched) used() int64 {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	n := w.bytes.Load()
-	for _, p := range w.packed {
-		if p.Rows() > 0 {
-			n += p.Bytes()
-		}
-	}
-	return n
-}
-
-func (w *watched) Close() error {
-	w.closed.Store(true)
-	return w.Device.Close()
-}
-
-func (w *watched) Ops() kernels.Ops { return faulty{w.Device.Ops(), w} }
-
-type faulty struct {
-	kernels.Ops
-	w *watched
-}
-
-func (f faulty) SwiGLU(h, gu kernels.Tensor) error {
-	if p := f.w.fault.Swap(nil); p != nil {
-		if err, ok := (*p).(error); ok {
-			return err
-		}
-		panic(*p)
-	}
-	return f.Ops.SwiGLU(h, gu)
-}
-
-func (w *watched) failNext(what any) { w.fault.Store(&what) }
-
-// TestDefects: an error or a panic on the device's goroutine fails the operation that it happened in and
-// no other.
-func TestDefects(t *testing.T) {
-	dev := &watched{Device: device(t)}
-	var text bytes.Buffer
-	e := open(t, func(o *engine.Options) { o.Device = dev; o.Log = slog.New(slog.NewTextHandler(&text, nil)) })
-	r := newRun(t, e.NewSession(), "small", 1)
-	p := sampler(t, r)
-	for _, what := range []any{"index out of range", errors.New("bad shape")} {
-		msg := fmt.Sprintf("defect in the engine: %v", what)
-		prefix := ": "
-		if err, ok := what.(error); ok {
-			msg, prefix = "layer 0: "+err.Error(), ""
-		}
-		name := func(op string) string {
-			if prefix == "" {
-				return msg
-			}
-			return op + prefix + msg
-		}
-		dev.failNext(what)
-		_, err := result(r.ForwardBackward(batch(datum(1, 5))))
-		fails(t, err, api.Internal, name("forward_backward"))
-		dev.failNext(what)
-		_, err = result(p.Sample(ctx, ask(tokens(1, 4), 2, 9, 1)))
-		fails(t, err, api.Internal, name("sample"))
-		train(t, r, 1, datum(1, 5))
-		draw(t, p, ask(tokens(1, 4), 2, 9, 1))
-	}
-	f, err := r.OptimStep(adam(0.01))
-	if norm := wait(t, f, err).Metrics["grad_norm"]; norm != 0 {
-		t.Errorf("a failed operation left a gradient of norm %v", norm)
-	}
-	e.Close()
-	if n := strings.Count(text.String(), "operation failed"); n != 4 || !strings.Contains(text.String(), "engine closed") {
-		t.Errorf("the log tells of %d failures:\n%s", n, text.String())
-	}
-	if n := dev.used(); n != 0 {
-		t.Errorf("%d bytes are still allocated", n)
-	}
-}
-
-// TestDeviceLost: after the device has failed, everything that waits and everything later says so.
-func TestDeviceLost(t *testing.T) {
+// TestCloseEarly: what is closed while it is being opened or used ends cleanly.
+func TestCloseEarly(t *testing.T) {
 	dev := &watched{Device: device(t)}
 	e := open(t, func(o *engine.Options) { o.Device = dev })
 	s := e.NewSession()
-	r, other := newRun(t, s, "small", 1), newRun(t, s, "small", 2)
-	p := sampler(t, r)
+	r := newRun(t, s, "small", 1)
 	g := newGate()
-	held, err := other.ForwardBackwardCustom([]api.Datum{datum(1, 4)}, g, nil)
+	f, err := r.ForwardBackwardCustom([]api.Datum{datum(1, 4)}, g, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	<-g.entered
-	dev.failNext(fmt.Errorf("launch: %w 719", kernels.ErrLost))
-	const msg = "the device is lost: layer 0: launch: device fault 719"
-	_, err = result(r.ForwardBackward(batch(datum(1, 5))))
-	fails(t, err, api.DeviceLost, msg)
-	_, err = result(held, nil)
-	fails(t, err, api.DeviceLost, msg)
-	_, err = r.OptimStep(adam(0.1))
-	fails(t, err, api.DeviceLost, msg)
-	_, err = p.Sample(ctx, ask(tokens(1, 4), 2, 9, 1))
-	fails(t, err, api.DeviceLost, msg)
-	_, err = s.NewSampler("small")
-	fails(t, err, api.DeviceLost, msg)
+	r.Close()
+	r.Close()
 	close(g.open)
-	s.Close()
+	wait(t, f, nil) // it had started
+	c, err := s.NewRun(api.CreateModelRequest{BaseModel: "other", Lora: api.DefaultLora()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Cancel()
+	if _, err := result(c, nil); err != nil { // it may have started
+		fails(t, err, api.Cancelled, "create model: cancelled")
+	}
+	for range 20 {
+		s := e.NewSession()
+		a, err := s.NewRun(api.CreateModelRequest{BaseModel: "small", Lora: api.DefaultLora()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := s.NewSampler("small")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Close()
+		for _, err := range []error{second(result(a, nil)), second(result(b, nil))} {
+			if err != nil {
+				fails(t, err, api.Closed, "the session is closed")
+			}
+		}
+	}
 	e.Close()
 	if n := dev.used(); n != 0 {
 		t.Errorf("%d bytes are still allocated", n)
 	}
+	c.Cancel()
 }
 
-// TestMemory: work that does not fit is refused with the bytes it needs and the bytes that are free, and what fits still runs.
-func TestMemory(t *testing.T) {
-	numbers := regexp.MustCompile(`\d+ bytes of device memory, \d+ are free$`)
-	refused := func(err error, begin string) {
-		t.Helper()
-		if api.CodeOf(err) != api.OutOfMemory || !strings.HasPrefix(err.Error(), begin) || !numbers.MatchString(err.Error()) {
-			t.Errorf("got %v (%s), wanted %s ... N bytes of device memory, N are free", err, api.CodeOf(err), begin)
+func second[T any](_ T, err error) error { return err }
+
+// TestDiverged: weights that are not finite are named when they are sampled from, and training from them changes nothing.
+func TestDiverged(t *testing.T) {
+	e := open(t, nil)
+	r := newRun(t, e.NewSession(), "small", 1)
+	f, err := r.Weights()
+	w := wait(t, f, err)
+	for i := range w.Tensors {
+		if strings.HasSuffix(w.Tensors[i].Name, "q_proj.lora_B.weight") {
+			w.Tensors[i].Values[0] = float32(math.NaN())
 		}
 	}
-	for name, change := range map[string]func(*engine.Options){
-		"limit":  func(o *engine.Options) { o.Limits.Memory = 600_000 },
-		"device": func(o *engine.Options) { o.Device = &watched{Device: device(t), free: 650_000} },
-	} {
-		t.Run(name, func(t *testing.T) {
-			e := open(t, func(o *engine.Options) { o.Limits.KVPositions = 128; change(o) })
-			s := e.NewSession()
-			r := newRun(t, s, "small", 1)
-			_, err := result(r.ForwardBackward(batch(datum(1, 5), datum(1, 199))))
-			refused(err, "forward_backward: datum 1 with 199 tokens needs ")
-			big := api.DefaultLora()
-			big.Rank = 512
-			_, err = result(s.NewRun(api.CreateModelRequest{BaseModel: "small", Lora: big}))
-			refused(err, "an adapter of rank 512 (")
-			train(t, r, 2, datum(1, 20), datum(2, 20), datum(3, 20), datum(4, 20))
-			p := sampler(t, r)
-			draw(t, p, ask(tokens(1, 20), 1, 5, 1))
-			_, err = result(p.Sample(ctx, ask(tokens(1, 20), 1, 170, 1)))
-			fails(t, err, api.OutOfMemory, "sample: a prompt of 20 tokens and max_tokens 170 do not fit the key/value pool of 128 positions")
-			if out := draw(t, p, ask(tokens(1, 20), 2, 0, 1)); len(out.Sequences[1].Tokens) != 108 {
-				t.Errorf("without a limit %d tokens", len(out.Sequences[1].Tokens))
-			}
-			_, err = result(p.Sample(ctx, ask(tokens(1, 150), 1, 0, 1)))
-			fails(t, err, api.OutOfMemory, "sample: a prompt of 150 tokens and max_tokens 0 do not fit the key/value pool of 128 positions")
-		})
+	l, err := r.Load(w)
+	wait(t, l, err)
+	_, err = result(sampler(t, r).Sample(ctx, ask(tokens(1, 4), 3, 9, 1)))
+	fails(t, err, api.BadRequest, "sample: the logit of token 0 is NaN: the weights have diverged")
+	if _, err := r.ForwardBackward(batch(datum(1, 5))); err != nil {
+		t.Fatal(err)
+	}
+	_, err = result(r.OptimStep(adam(0.1)))
+	fails(t, err, api.BadRequest, "optim_step: the gradient norm is NaN; the gradient was dropped and the weights are unchanged")
+	if v := r.Info().Version; v != 1 {
+		t.Errorf("version is %d", v)
 	}
 }
 
-// TestIdleBases: a base that nobody uses makes room for another.
-func TestIdleBases(t *testing.T) {
-	dev := &watched{Device: device(t), free: 160_000}
-	big := enginetest.Small
-	big.Vocab = 700
-	e := open(t, func(o *engine.Options) {
-		o.Device, o.Models = dev, enginetest.Models{"a": big, "b": big}
-		o.Limits.KVPositions = 64
-	})
-	s := e.NewSession()
-	for _, name := range []string{"a", "b", "a"} {
-		f, err := s.NewSampler(name)
-		p := wait(t, f, err)
-		draw(t, p, ask(tokens(1, 3), 1, 2, 1))
-		if name == "b" {
-			_, err = result(s.NewSampler("a"))
-			if api.CodeOf(err) != api.OutOfMemory {
-				t.Errorf("loaded a second base: %v", err)
-			}
-		}
-		p.Close()
+// TestQueueLimit: a full queue refuses, numbered or not, and a number that was refused for it may be sent again.
+func TestQueueLimit(t *testing.T) {
+	e := open(t, func(o *engine.Options) { o.Limits.QueuedOps = 2 })
+	r := newRun(t, e.NewSession(), "small", 1)
+	g := newGate()
+	if _, err := r.ForwardBackwardCustom([]api.Datum{datum(1, 4)}, g, nil); err != nil {
+		t.Fatal(err)
 	}
-}
-
-// TestTapesMakeWay: operations that keep tapes while their losses are evaluated do not block each other for ever.
-func TestTapesMakeWay(t *testing.T) {
-	e := open(t, func(o *engine.Options) { o.Limits.Memory, o.Limits.MicroBatchTokens = 700_000, 20 })
-	s := e.NewSession()
-	var futures []*engine.Future[api.ForwardBackwardOutput]
-	var data []api.Datum
-	for i := range 6 {
-		data = append(data, datum(i, 20))
-	}
-	gates := []gate{newGate(), newGate(), newGate()}
-	for i, g := range gates {
-		r := newRun(t, s, "small", int64(i))
-		f, err := r.ForwardBackwardCustom(data, g, nil)
-		if err != nil {
+	<-g.entered
+	for range 2 {
+		if _, err := r.OptimStep(adam(0)); err != nil {
 			t.Fatal(err)
 		}
-		futures = append(futures, f)
 	}
-	for _, g := range gates {
-		close(g.open)
+	const msg = "2 requests of this run are waiting, the limit is 2"
+	_, err := r.OptimStep(adam(0))
+	fails(t, err, api.Busy, msg)
+	_, err = r.At(4).OptimStep(adam(0))
+	fails(t, err, api.Busy, msg)
+	close(g.open)
+	for err != nil {
+		time.Sleep(time.Millisecond)
+		var f *engine.Future[api.OptimStepOutput]
+		if f, err = r.At(4).OptimStep(adam(0)); err == nil {
+			wait(t, f, nil)
+		}
 	}
-	for _, f := range futures {
-		wait(t, f, nil)
+}
+
+// TestZeroWeights: a batch whose weights are all zero gives log-probabilities and no gradient.
+func TestZeroWeights(t *testing.T) {
+	e := open(t, nil)
+	r := newRun(t, e.NewSession(), "small", 1)
+	d := datum(1, 5)
+	d.LossInputs["weights"] = api.Floats(make([]float32, 5))
+	f, err := r.ForwardBackward(batch(d))
+	if out := wait(t, f, err); out.Metrics["loss:sum"] != 0 || out.LossFnOutputs[0]["logprobs"].Floats[4] == 0 {
+		t.Errorf("output is %+v", out)
+	}
+	o, err := r.OptimStep(adam(0))
+	if norm := wait(t, o, err).Metrics["grad_norm"]; norm != 0 {
+		t.Errorf("gradient norm is %v", norm)
 	}
 }
 
