@@ -10,6 +10,7 @@ type bpe struct {
 	byteLevel bool
 	vocab     map[string]int32 // by what the token matches: bytes if byteLevel, else its text
 	odd       map[string]int32 // byteLevel: tokens whose text is not of the byte alphabet, by text
+	added     map[string]int32 // added tokens that are not in the vocabulary: merging never makes them
 	bytes     [256]int32       // byteLevel: the token of each single byte, or -1; else that of <0xNN>
 	merges    mergeTable
 	self      []uint32 // by id, atomic: 1 if the token's own text encodes to it alone, 2 if not, 0 not known yet
@@ -22,6 +23,9 @@ type bpe struct {
 
 // lookup finds a token by its text in the file, added tokens included.
 func (m *bpe) lookup(text string) (int32, bool) {
+	if id, ok := m.added[text]; ok {
+		return id, true
+	}
 	if !m.byteLevel {
 		id, ok := m.vocab[text]
 		return id, ok

@@ -1,7 +1,6 @@
 package token
 
 import (
-	"os"
 	"strings"
 	"testing"
 
@@ -17,6 +16,45 @@ const tiny = `{"version":"1.0","truncation":null,"padding":null,
 "decoder":{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true},
 "model":{"type":"BPE","dropout":null,"unk_token":null,"continuing_subword_prefix":null,"end_of_word_suffix":null,"fuse_unk":false,"byte_fallback":false,"ignore_merges":false,"vocab":{"a":0,"b":1,"ab":2},"merges":[["a","b"]]}}`
 
+// tinyText is the same for the kinds whose symbols are characters.
+const tinyText = `{"version":"1.0","truncation":null,"padding":null,
+"added_tokens":[{"id":0,"content":"<unk>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}],
+"normalizer":{"type":"Sequence","normalizers":[{"type":"Prepend","prepend":"▁"},{"type":"Replace","pattern":{"String":" "},"content":"▁"}]},
+"pre_tokenizer":{"type":"Metaspace","replacement":"▁","prepend_scheme":"first","split":true},
+"post_processor":null,
+"decoder":{"type":"Sequence","decoders":[{"type":"Replace","pattern":{"String":"▁"},"content":" "},{"type":"ByteFallback"},{"type":"Metaspace","replacement":"▁"},{"type":"Fuse"},{"type":"Strip","content":" ","start":1,"stop":0}]},
+"model":{"type":"BPE","unk_token":"<unk>","fuse_unk":true,"byte_fallback":true,"vocab":{"<unk>":0,"▁":1,"a":2,"▁a":3,"<0xE8>":4,"<0x88>":5,"<0xB9>":6,"b":7},"merges":["▁ a"]}}`
+
+func TestParseRefusesText(t *testing.T) {
+	if tok, err := Parse([]byte(tinyText)); err != nil {
+		t.Fatal(err)
+	} else if got := tok.Decode(tok.Encode(" ab船 a", true), false); got != " ab船 a" {
+		t.Fatalf("got %q", got)
+	}
+	refuses(t, tinyText, []refusal{
+		{`"prepend":"▁"`, `"prepend":"▁▁"`, api.Unsupported, "normalizer: normalizers 0: prepend of 6 bytes"},
+		{`"pattern":{"String":" "},"content":"▁"`, `"pattern":{"Regex":" "},"content":"▁"`, api.Unsupported, "Replace with a regular expression"},
+		{`"pattern":{"String":" "},"content":"▁"`, `"pattern":{"String":" "},"content":"aaaaa"`, api.Unsupported, "content of 5 bytes"},
+		{`"replacement":"▁"`, `"replacement":""`, api.BadRequest, "want one character"},
+		{`"first"`, `"last"`, api.Unsupported, `prepend_scheme "last"`},
+		{`"split":true`, `"split":true,"add_prefix_space":false`, api.BadRequest, "contradicts"},
+		{`{"type":"ByteFallback"},`, `{"type":"ByteFallback"},{"type":"ByteFallback"},`, api.Unsupported, "ByteFallback twice"},
+		{`{"type":"ByteFallback"},`, `{"type":"Fuse"},`, api.Unsupported, "a step after Fuse"},
+		{`{"type":"ByteFallback"},`, `{"type":"ByteLevel"},`, api.Unsupported, `decoders 1: type "ByteLevel"`},
+		{`"stop":0`, `"stop":1`, api.Unsupported, "Strip with stop 1"},
+		{`"type":"Metaspace","replacement":"▁","prepend_scheme"`, `"type":"ByteLevel","replacement":"▁","prepend_scheme"`, api.Unsupported, `pre_tokenizer: field "replacement"`},
+		{`"decoder":{"type":"Sequence"`, `"decoder":{"type":"ByteLevel"},"x":{"type":"Sequence"`, api.Unsupported, `field "x"`},
+		{`"id":0`, `"id":1`, api.BadRequest, "the reference library gives it 0"},
+	})
+}
+
+// refusal replaces old by new in a good file; the error has the code and says want.
+type refusal struct {
+	old, new string
+	code     api.Code
+	want     string
+}
+
 // TestParseRefuses: each file differs from a good one in one place; the error says where and what.
 func TestParseRefuses(t *testing.T) {
 	if tok, err := Parse([]byte(tiny)); err != nil {
@@ -24,11 +62,7 @@ func TestParseRefuses(t *testing.T) {
 	} else if got := tok.Decode(tok.Encode("<s>ab?ba", true), false); got != "<s><s>abba" {
 		t.Fatalf("got %q", got)
 	}
-	for _, c := range []struct {
-		old, new string
-		code     api.Code
-		want     string
-	}{
+	refuses(t, tiny, []refusal{
 		{tiny, ``, api.BadRequest, "want a value, got the end"},
 		{tiny, `[1]`, api.BadRequest, "want an object"},
 		{tiny, `{}`, api.Unsupported, "no decoder"},
@@ -88,9 +122,14 @@ func TestParseRefuses(t *testing.T) {
 		{`"content":"<s>"`, `"content":""`, api.BadRequest, "has no content"},
 		{`"content":"<s>"`, `"content":"` + strings.Repeat("x", 2000) + `"`, api.BadRequest, "2000 bytes, want at most 1024"},
 		{`"NFC"`, strings.Repeat("[", 100_000), api.BadRequest, "levels deep"},
-	} {
-		file := strings.Replace(tiny, c.old, c.new, 1)
-		if file == tiny {
+	})
+}
+
+func refuses(t *testing.T, good string, cases []refusal) {
+	t.Helper()
+	for _, c := range cases {
+		file := strings.Replace(good, c.old, c.new, 1)
+		if file == good {
 			t.Fatalf("%q is not in the file", c.old)
 		}
 		tok, err := Parse([]byte(file))
@@ -136,9 +175,10 @@ func TestParseEveryPrefix(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(tiny))
-	if b, err := os.ReadFile("testdata/bytes.json"); err == nil {
-		f.Add(b)
-	}
+	f.Add([]byte(tinyText))
+	f.Add([]byte(strings.NewReplacer(`"merges":[["a","b"]]`, `"merges":["a b"]`, `"ignore_merges":false`, `"ignore_merges":true`,
+		`"single_word":false,"lstrip":false,"rstrip":false,"normalized":false`, `"single_word":true,"lstrip":true,"rstrip":true,"normalized":true`,
+		`"type":"NFC"`, `"type":"Sequence","normalizers":[{"type":"NFC"}]`, `\\p{L}+`, `(?i:[sdmt]|ll|ve|re)|[^\\r\\n]?\\s{1,3}(?!\\S)`).Replace(tiny)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		tok, err := Parse(b)
 		if err != nil {

@@ -50,6 +50,30 @@ func TestEveryByte(t *testing.T) {
 	}
 }
 
+// TestAddedTokensAreNotVocabulary: an added token that its own rules refuse is not found by the model.
+func TestAddedTokensAreNotVocabulary(t *testing.T) {
+	tok := load(t, "edge") // the ids are the reference's; "word" has single_word
+	for text, want := range map[string][]int32{
+		"word": {1203}, "wordabc": {276, 278, 67, 1209, 272}, "aword": {268, 86, 278, 67}, "worda b": {276, 278, 413, 303},
+	} {
+		if got := tok.Encode(text, false); !slices.Equal(got, want) {
+			t.Errorf("%q: got %v, want %v", text, got, want)
+		}
+	}
+	file := strings.NewReplacer(`"ignore_merges":false`, `"ignore_merges":true`,
+		`"content":"<s>","single_word":false`, `"content":"ba","single_word":true`).Replace(tiny)
+	tok, err := Parse([]byte(file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := tok.Encode("ba ba_", false); !slices.Equal(got, []int32{3, 1, 0}) {
+		t.Errorf("got %v, want [3 1 0]", got)
+	}
+	if id, ok := tok.ID("ba"); !ok || id != 3 {
+		t.Errorf("ID: got %d, %v", id, ok)
+	}
+}
+
 func TestUnknownIDsAreLeftOut(t *testing.T) {
 	tok := load(t, "bytes")
 	ids := []int32{-1, 'a', 259, 1 << 30, 'b', -1 << 31, 1<<31 - 1}

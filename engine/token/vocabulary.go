@@ -15,8 +15,8 @@ type vocabulary struct {
 	buf    []byte
 }
 
-// put gives id to the token text.
-func (v *vocabulary) put(text string, id int) error {
+// put gives id to the token text, of the model or added.
+func (v *vocabulary) put(text string, id int, added bool) error {
 	for id >= len(v.known) {
 		v.known = append(v.known, false)
 		v.text = append(v.text, "")
@@ -36,10 +36,13 @@ func (v *vocabulary) put(text string, id int) error {
 			key = string(b)
 		}
 	}
-	if _, again := into[key]; again {
+	if added {
+		v.model.added[text] = int32(id)
+	} else if _, again := into[key]; again {
 		return fmt.Errorf("token %q appears twice", clip(text))
+	} else {
+		into[key] = int32(id)
 	}
-	into[key] = int32(id)
 	v.known[id], v.text[id], v.key[id] = true, text, key
 	return nil
 }
@@ -94,7 +97,7 @@ func (v *vocabulary) readModel(b []byte) error {
 func (v *vocabulary) readVocab(b []byte) error {
 	size := len(b) / 16
 	v.model.vocab = make(map[string]int32, size)
-	v.model.odd = map[string]int32{}
+	v.model.odd, v.model.added = map[string]int32{}, map[string]int32{}
 	v.text, v.key, v.known = make([]string, 0, size), make([]string, 0, size), make([]bool, 0, size)
 	err := object(b, func(text string, value []byte) error {
 		if v.tokens++; v.tokens > maxTokens {
@@ -105,7 +108,7 @@ func (v *vocabulary) readVocab(b []byte) error {
 		if err != nil {
 			return fmt.Errorf("token %q: id: %w", clip(text), err)
 		}
-		return v.put(text, id)
+		return v.put(text, id, false)
 	})
 	if err == nil && v.tokens == 0 {
 		err = fmt.Errorf("no tokens")
@@ -248,7 +251,7 @@ func (v *vocabulary) readAdded(b []byte) ([]addedToken, error) {
 			return fmt.Errorf("token %q has id %d in the file, but the reference library gives it %d", clip(t.content), fileID, id)
 		}
 		if !inModel {
-			if err := v.put(t.content, next); err != nil {
+			if err := v.put(t.content, next, true); err != nil {
 				return err
 			}
 		}

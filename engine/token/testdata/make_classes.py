@@ -50,7 +50,7 @@ def main():
     words.add_tokens([AddedToken("Q", single_word=True, normalized=False)])
     for block in blocks():
         for c, e in zip(block, words.encode_batch(["Q" + chr(c) for c in block])):
-            if not e.ids:
+            if 1 not in e.ids:  # Q was not taken as the added token
                 flags[c] |= WORD
     out, start = bytearray(), 0
     for c in range(1, 0x110001):
