@@ -36,12 +36,16 @@ type grid struct{ rows, panels, rb, pb int }
 // cut chooses the pieces for a product with the given number of multiply-adds per row and panel.
 func (o *ops) cut(rows, panels, steps int) grid {
 	g := grid{rows: rows, panels: panels, rb: rows, pb: panels}
+	most := rowBlock
+	if steps > 2*segment { // panels come from further away: more rows for each
+		most *= 2
+	}
 	n := o.pool.threads()
 	if n == 1 || rows*panels*steps < 1<<12 { // a piece that takes about two microseconds is not worth the hand-over
-		g.rb = min(rows, rowBlock)
+		g.rb = min(rows, most)
 		return g
 	}
-	g.rb = min(rowBlock, roundUp(ceilDiv(rows, 2*n), tileRows))
+	g.rb = min(most, roundUp(ceilDiv(rows, 2*n), tileRows))
 	if blocks := ceilDiv(rows, g.rb); blocks < 2*n {
 		g.pb = max(1, panels*blocks/(4*n))
 		if rows == 1 && g.pb > 4 {
@@ -71,8 +75,17 @@ type linearTask struct {
 	back    bool
 }
 
+// subPanels is how many panels get their base product, adapter product and residual before the next ones: their sums stay in cache.
+const subPanels = 8
+
 func (t *linearTask) run(wk *worker, i int) {
 	r0, r1, p0, p1 := t.piece(i)
+	for ; p0 < p1; p0 += subPanels {
+		t.block(wk, r0, r1, p0, min(p0+subPanels, p1))
+	}
+}
+
+func (t *linearTask) block(wk *worker, r0, r1, p0, p1 int) {
 	in, out := t.w.cols, t.w.rows
 	if t.back {
 		in, out = out, in
