@@ -171,30 +171,16 @@ func (ld *loader) tensor(name string, shape ...int) (hf.Tensor, bool) {
 	if ld.err != nil {
 		return hf.Tensor{}, false
 	}
-	t, ok := ld.src.Tensor(name)
-	if !ok {
-		ld.err = api.Errorf(api.BadRequest, "tensor %s is missing", name)
-		return t, false
-	}
-	same := len(t.Shape) == len(shape)
-	n := int64(1)
-	for i := range shape {
-		same = same && t.Shape[i] == shape[i]
-		n *= int64(shape[i])
-	}
-	if !same {
-		ld.err = api.Errorf(api.BadRequest, "tensor %s has shape %v, config.json says %v", name, t.Shape, shape)
-		return t, false
-	}
-	if t.DType != kernels.F32 && t.DType != kernels.BF16 && t.DType != kernels.F16 {
-		ld.err = api.Errorf(api.Unsupported, "tensor %s is %v, wanted float32, bfloat16 or float16", name, t.DType)
+	t, err := ld.src.Want(name, shape...)
+	if err != nil {
+		ld.err = err
 		return t, false
 	}
 	if i, v := firstBad(t.DType, t.Data); i >= 0 {
 		ld.err = api.Errorf(api.BadRequest, "tensor %s: value %d is %v; the file is damaged or the model diverged", name, i, v)
 		return t, false
 	}
-	ld.done += n
+	ld.done += int64(t.Len())
 	if ld.opt.Progress != nil {
 		ld.opt.Progress(ld.done, ld.total)
 	}
