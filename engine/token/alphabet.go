@@ -6,7 +6,8 @@ import "unicode/utf8"
 // of Latin-1 stand for themselves, the 68 others for U+0100 and up, in order. It is GPT-2's
 // bytes_to_unicode. We work on the bytes; the written form exists in the file alone.
 
-var byteChars, charBytes = func() (chars [256]rune, bytes [0x144]int16) {
+// charBytes is the byte that each character stands for, or -1.
+var charBytes = func() (bytes [0x144]int16) {
 	for i := range bytes {
 		bytes[i] = -1
 	}
@@ -17,10 +18,9 @@ var byteChars, charBytes = func() (chars [256]rune, bytes [0x144]int16) {
 			r = next
 			next++
 		}
-		chars[b] = r
 		bytes[r] = int16(b)
 	}
-	return chars, bytes
+	return bytes
 }()
 
 // fromAlphabet appends the bytes that the written form s stands for, or returns false if a character
