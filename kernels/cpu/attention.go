@@ -95,7 +95,7 @@ func (t *attentionTask) run(wk *worker, i int) {
 	t1 := min(t0+per, total)
 	c, g := t.c, t.group
 	rows, keys := (t1-t0)*g, s.Pos+t1
-	ld, cp := roundUp(keys, panelRows), roundUp(c, panelRows)
+	ld, cp := oddLines(keys), roundUp(c, panelRows)
 	kv := rowsOf{data: t.k, ld: t.KVHeads * c, at: head * c, seq: s, page: t.PageLen}
 
 	q := wk.scratch(0, rows*c)
@@ -125,7 +125,7 @@ func (t *attentionTask) run(wk *worker, i int) {
 		jn := min(segment, keys-j)
 		r := max(0, j-s.Pos-t0) * g
 		for x := 0; x < c; x += panelRows {
-			b, bs := kv.columns(wk, j, jn, x, min(panelRows, c-x))
+			b, bs := kv.columns(wk, j, jn, x, min(panelRows, c-x), rows-r)
 			for i := r; i < rows; i += tileRows { // the keys that the tile's last row sees are enough
 				m := min(tileRows, rows-i)
 				kn := min(jn, s.Pos+t0+(i+m-1)/g+1-j)
@@ -140,6 +140,9 @@ func (t *attentionTask) run(wk *worker, i int) {
 		}
 	}
 }
+
+// oddLines is n floats rounded up to an odd number of cache lines, so that a column's values fall into different sets of the cache.
+func oddLines(n int) int { return ceilDiv(n, panelRows)/2*2*panelRows + panelRows }
 
 // rowsOf is the keys or values of one sequence and head: row j at absolute position j.
 type rowsOf struct {
@@ -179,10 +182,16 @@ func (wk *worker) turned(k *rowsOf, out []float32, ld int, q []float32, ldq, c, 
 	}
 }
 
-// columns returns the columns [x, x+ncol) of the rows [j, j+n) as a panel with its stride: in place where whole rows follow each other.
-func (k *rowsOf) columns(wk *worker, j, n, x, ncol int) (*float32, uintptr) {
+// columns returns the columns [x, x+ncol) of the rows [j, j+n) as a panel with its stride. For a few rows of queries it stays in place where
+// that is possible; for more a copy is better, because rows of a power of two crowd into a corner of the cache.
+func (k *rowsOf) columns(wk *worker, j, n, x, ncol, queries int) (*float32, uintptr) {
 	if ncol == panelRows && k.straight(j, n) {
-		return &k.data[k.row(j)+x], bytesOf(k.ld)
+		from := &k.data[k.row(j)+x]
+		if queries <= 2*tileRows {
+			return from, bytesOf(k.ld)
+		}
+		wk.vec.copy16(&wk.panel[0], from, bytesOf(k.ld), uintptr(n))
+		return &wk.panel[0], 4 * panelRows
 	}
 	if ncol < panelRows {
 		clear(wk.panel[:n*panelRows])

@@ -60,7 +60,7 @@ func (t *attentionBackwardTask) run(wk *worker, i int) {
 func (t *attentionBackwardTask) block(wk *worker, s *kernels.Seq, head, t0, t1 int) {
 	c, g := t.c, t.group
 	rows, keys := (t1-t0)*g, t1
-	ld, cp, kvLd := roundUp(keys, panelRows), roundUp(c, panelRows), t.KVHeads*c
+	ld, cp, kvLd := oddLines(keys), oddLines(c), t.KVHeads*c
 	q, do := wk.scratch(0, rows*cp), wk.scratch(2, rows*cp)
 	if cp > c {
 		clear(q)
@@ -89,11 +89,11 @@ func (t *attentionBackwardTask) block(wk *worker, s *kernels.Seq, head, t0, t1 i
 		clear(ds[r*ld+n : (r+1)*ld])
 	}
 	// dk and dv: keys are the tiles' rows, query rows the reduction; rows before the tile's first key hold zeros and are skipped.
-	for j := 0; j < keys; j += tileRows {
-		m := min(tileRows, keys-j)
-		r := max(0, j-t0) * g
-		for x := 0; x < c; x += panelRows {
-			ncol := min(panelRows, c-x)
+	for x := 0; x < c; x += panelRows {
+		ncol := min(panelRows, c-x)
+		for j := 0; j < keys; j += tileRows {
+			m := min(tileRows, keys-j)
+			r := max(0, j-t0) * g
 			at := (s.Begin+j)*kvLd + head*c + x
 			wk.tiles(&t.dv[at], kvLd, &p[r*ld+j], 1, ld, m, &do[r*cp+x], bytesOf(cp), rows-r, ncol, true)
 			wk.tiles(&t.dk[at], kvLd, &ds[r*ld+j], 1, ld, m, &q[r*cp+x], bytesOf(cp), rows-r, ncol, true)
@@ -104,7 +104,7 @@ func (t *attentionBackwardTask) block(wk *worker, s *kernels.Seq, head, t0, t1 i
 		jn := min(segment, keys-j)
 		r := max(0, j-t0) * g
 		for x := 0; x < c; x += panelRows {
-			b, bs := kr.columns(wk, j, jn, x, min(panelRows, c-x))
+			b, bs := kr.columns(wk, j, jn, x, min(panelRows, c-x), rows-r)
 			for i := r; i < rows; i += tileRows {
 				m := min(tileRows, rows-i)
 				kn := min(jn, t0+(i+m-1)/g+1-j)
