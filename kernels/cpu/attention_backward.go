@@ -45,24 +45,29 @@ func backwardTokens(group int) int { return max(1, attentionRows/group) }
 func (t *attentionBackwardTask) run(wk *worker, i int) {
 	s, head := &t.Seqs[i/t.KVHeads], i%t.KVHeads
 	total := s.End - s.Begin
-	for r := s.Begin; r < s.End; r++ {
-		at := (r*t.KVHeads + head) * t.c
-		clear(t.dk[at : at+t.c])
-		clear(t.dv[at : at+t.c])
-	}
+	// The sums live side by side in scratch: in dk and dv each row of a head is on another page.
+	cp := oddLines(t.c)
+	dk, dv := wk.scratch(4, total*cp), wk.scratch(5, total*cp)
+	clear(dk)
+	clear(dv)
 	per := backwardTokens(t.group)
 	for t0 := 0; t0 < total; t0 += per {
-		t.block(wk, s, head, t0, min(t0+per, total))
+		t.block(wk, s, head, t0, min(t0+per, total), dk, dv)
+	}
+	for j := range total {
+		at := ((s.Begin+j)*t.KVHeads + head) * t.c
+		copy(t.dk[at:at+t.c], dk[j*cp:])
+		copy(t.dv[at:at+t.c], dv[j*cp:])
 	}
 }
 
-// block adds the query tokens [t0, t1).
-func (t *attentionBackwardTask) block(wk *worker, s *kernels.Seq, head, t0, t1 int) {
+// block adds the query tokens [t0, t1) to dk and dv, and forms their dq.
+func (t *attentionBackwardTask) block(wk *worker, s *kernels.Seq, head, t0, t1 int, dk, dv []float32) {
 	c, g := t.c, t.group
 	rows, keys := (t1-t0)*g, t1
 	ld, cp, kvLd := oddLines(keys), oddLines(c), t.KVHeads*c
 	q, do := wk.scratch(0, rows*cp), wk.scratch(2, rows*cp)
-	if cp > c {
+	if c%panelRows != 0 { // whole panels are read
 		clear(q)
 		clear(do)
 	}
@@ -90,13 +95,11 @@ func (t *attentionBackwardTask) block(wk *worker, s *kernels.Seq, head, t0, t1 i
 	}
 	// dk and dv: keys are the tiles' rows, query rows the reduction; rows before the tile's first key hold zeros and are skipped.
 	for x := 0; x < c; x += panelRows {
-		ncol := min(panelRows, c-x)
 		for j := 0; j < keys; j += tileRows {
 			m := min(tileRows, keys-j)
 			r := max(0, j-t0) * g
-			at := (s.Begin+j)*kvLd + head*c + x
-			wk.tiles(&t.dv[at], kvLd, &p[r*ld+j], 1, ld, m, &do[r*cp+x], bytesOf(cp), rows-r, ncol, true)
-			wk.tiles(&t.dk[at], kvLd, &ds[r*ld+j], 1, ld, m, &q[r*cp+x], bytesOf(cp), rows-r, ncol, true)
+			wk.tiles(&dv[j*cp+x], cp, &p[r*ld+j], 1, ld, m, &do[r*cp+x], bytesOf(cp), rows-r, panelRows, true)
+			wk.tiles(&dk[j*cp+x], cp, &ds[r*ld+j], 1, ld, m, &q[r*cp+x], bytesOf(cp), rows-r, panelRows, true)
 		}
 	}
 	// dq, in the scratch of q, which is no longer needed.

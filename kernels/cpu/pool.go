@@ -4,6 +4,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // task is one op's work, cut into pieces that may run in any order on any worker.
@@ -69,10 +70,13 @@ func (p *pool) run(t task, n int) {
 	}
 	p.help(p.workers[0])
 	for i := 0; p.done.Load() != int32(n); i++ {
-		if i > spins {
-			runtime.Gosched()
-		} else {
+		switch { // the last pieces are short, unless the system has taken a helper's core away: then do not take the other one too
+		case i < spins:
 			pause()
+		case i < 2*spins:
+			runtime.Gosched()
+		default:
+			time.Sleep(20 * time.Microsecond)
 		}
 	}
 	if v := p.panicked.Swap(nil); v != nil {
