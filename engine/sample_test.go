@@ -137,6 +137,34 @@ func TestBatching(t *testing.T) {
 	}
 }
 
+// TestPool: sequences that need a new page in the same step, and more pages than there are, take turns.
+func TestPool(t *testing.T) {
+	var want []string
+	for _, positions := range []int{2000, 6 * 64, 3 * 64} {
+		e := open(t, func(o *engine.Options) { o.Limits.KVPositions = positions })
+		g, err := e.NewSession().NewSampler("small")
+		s := wait(t, g, err)
+		var futures []*engine.Future[api.SampleOutput]
+		for i := range 4 {
+			f, err := s.Sample(ctx, ask(tokens(i, 2), 1+i%2, 150, int64(i)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			futures = append(futures, f)
+		}
+		var got []string
+		for _, f := range futures {
+			got = append(got, fmt.Sprint(wait(t, f, nil)))
+		}
+		if want == nil {
+			want = got
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("with %d positions: %v, wanted %v", positions, got, want)
+		}
+	}
+}
+
 // TestSnapshot: later training and the end of the run do not change a sampler.
 func TestSnapshot(t *testing.T) {
 	e := open(t, nil)
