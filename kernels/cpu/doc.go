@@ -19,6 +19,7 @@
 // exp is the package's own in both variants, within 2 ulp of the true value; below -87.33 it is 0.
 //
 // Ops finish before they return, on the caller and on workers that belong to the device; nothing else uses the device's memory, and an op
-// allocates none once its scratch has grown to the sizes in use. Scratch is not counted against Options.MemoryLimit: it is some
-// MiB per thread, and at most 16 MiB or 256 logits per token, whichever is more, in the backward of the head.
+// allocates none once its scratch has grown to the sizes in use. Scratch is not counted against Options.MemoryLimit: per
+// thread some MiB, and in the backward of attention about (2*96 + 2*C) floats per key of the longest sequence; per device, in the
+// backward of the head, copies of the tokens with a weight and at most 16 MiB of logits or 256 per token, whichever is more.
 package cpu

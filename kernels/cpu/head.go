@@ -38,7 +38,7 @@ func (o *ops) runHead(t headTask) {
 		t.max, t.sum = make([]float32, n), make([]float32, n)
 	}
 	t.rb = min(rowBlock, roundUp(ceilDiv(t.tokens, 2*o.pool.threads()), tileRows))
-	t.rb = max(t.rb, ceilDiv(n, maxPieces))
+	t.rb = max(t.rb, ceilDiv(t.tokens, max(1, maxPieces/t.blocks)))
 	o.head = t
 	o.pool.run(&o.head, ceilDiv(t.tokens, t.rb)*t.blocks)
 	o.head.merge = true

@@ -14,20 +14,20 @@ const chunkFloats = 1 << 22
 
 // headBackwardTask runs its phases one after the other; each is cut by g.
 type headBackwardTask struct {
-	phase         headPhase
-	g             grid
-	w             *weight
-	groups        []group // in compact rows
-	index         []int   // active tokens
-	dout, lse     []float32
-	target        []int32
-	perToken      int
-	h, v, dh, dv  []float32 // compact
-	ldv, lddv     int
-	dz            []float32
-	ld            int
-	o0, o1        int
-	memory, rows2 []float32
+	phase        headPhase
+	g            grid
+	w            *weight
+	groups       []group // in compact rows
+	index        []int   // active tokens
+	dout, lse    []float32
+	target       []int32
+	perToken     int
+	h, v, dh, dv []float32 // compact
+	ldv, lddv    int
+	dz           []float32
+	ld           int
+	o0, o1       int
+	memory       []float32
 }
 
 type headPhase int
@@ -54,7 +54,7 @@ func (o *ops) LogProbsBackward(a kernels.LogProbsBackwardArgs) error {
 	}
 	t := &o.headB
 	*t = headBackwardTask{w: w, dout: floats(a.DOut), lse: floats(a.LSE), target: ints(a.Target), perToken: a.Target.Shape[1],
-		index: t.index[:0], groups: t.groups, memory: t.memory, rows2: t.rows2}
+		index: t.index[:0], groups: t.groups, memory: t.memory}
 	dh, cols := floats(a.DH), w.cols
 	clear(dh)
 	for r := range a.H.Shape[0] {

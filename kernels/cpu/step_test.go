@@ -26,7 +26,7 @@ type stack struct {
 	head     proj
 
 	x, y, y2, r1, r2, q, k, v, att, lse, qkvOut, guOut, h, mid kernels.Tensor
-	dx, dy, dqkv, dq, dk, dv, datt, dgu, dh, low, dlow         kernels.Tensor
+	dx, dy, dqkv, dq, dk, dv, datt, dgu, dh, dlow              kernels.Tensor
 	out, dout, hlse, target                                    kernels.Tensor
 }
 
