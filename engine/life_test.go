@@ -324,3 +324,33 @@ func TestOpen(t *testing.T) {
 		t.Errorf("an adapter has %d parameters, or %d", n, r.Info().Params)
 	}
 }
+
+// TestCloseWhileLoading: closing stops the loading of a base model.
+func TestCloseWhileLoading(t *testing.T) {
+	dev := &watched{Device: device(t)}
+	loading, goOn := make(chan struct{}, 100), make(chan struct{})
+	e := open(t, func(o *engine.Options) {
+		o.Device = dev
+		o.Progress = func(string, int64, int64) { loading <- struct{}{}; <-goOn }
+	})
+	f, err := e.NewSession().NewSampler("small")
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-loading
+	closed := make(chan error)
+	go func() { closed <- e.Close() }()
+	for err == nil { // until Close has begun
+		_, err = e.NewSession().NewSampler("small")
+	}
+	time.Sleep(10 * time.Millisecond)
+	close(goOn)
+	if err := <-closed; err != nil {
+		t.Error(err)
+	}
+	_, err = result(f, nil)
+	fails(t, err, api.Closed, "the engine is closed")
+	if n := dev.used(); n != 0 {
+		t.Errorf("%d bytes are still allocated", n)
+	}
+}
