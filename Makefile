@@ -9,7 +9,6 @@ SHELL       := /bin/bash
 
 GO      ?= go
 PYTHON  ?= python3
-PROGRAM := tinkerlocal/cmd/tinker-local
 
 # The CPU program is pure Go: one static binary, no C compiler, the same code on every platform.
 export CGO_ENABLED ?= 0
@@ -20,8 +19,8 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 COMMIT  := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 # The Go tool's own stamping fails in checkouts that belong to another user; ours does not.
+export GOFLAGS := -buildvcs=false $(GOFLAGS)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
-BUILD   := $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 
 CROSS := linux/arm64 darwin/arm64 windows/amd64
 
@@ -42,7 +41,7 @@ help: ## print this list
 
 build: ## build the program as bin/tinker-local (static, no C compiler needed)
 	@mkdir -p bin
-	$(BUILD) -o bin/tinker-local ./cmd/tinker-local
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/tinker-local ./cmd/tinker-local
 
 run: build ## build, then fine-tune the embedded model: bin/tinker-local quickstart
 	bin/tinker-local quickstart
@@ -67,7 +66,7 @@ check-tidy:
 
 check-build:
 	$(say) 'go build ./... without cgo'
-	@CGO_ENABLED=0 $(GO) build -buildvcs=false ./...
+	@CGO_ENABLED=0 $(GO) build ./...
 
 check-vet:
 	$(say) 'go vet'
@@ -82,13 +81,14 @@ check-walls:
 	$(say) 'import walls, house style'
 	@$(GO) test -count=1 .
 
-# vet compiles the tests of every package for the target, too; the build then links the program.
+# The program is linked; vet then compiles every package with its tests for the target. No -trimpath: with it
+# the standard library would be compiled twice for each target.
 check-cross:
 	@for target in $(CROSS); do \
 	  printf '== build for %s\n' $$target; \
 	  export CGO_ENABLED=0 GOOS=$${target%/*} GOARCH=$${target#*/}; \
+	  $(GO) build -o build/$$GOOS-$$GOARCH/ ./cmd/tinker-local; \
 	  $(GO) vet ./...; \
-	  $(BUILD) -o build/$$GOOS-$$GOARCH/ ./cmd/tinker-local; \
 	done
 
 check-generated:
