@@ -135,10 +135,10 @@ func randomSeed() int64 {
 // Close ends everything: operations that wait or are under way fail with api.Closed, all device memory
 // is freed, the device is closed. It blocks until then and returns the device's error; closing twice does nothing.
 func (e *Engine) Close() error {
+	e.stop() // first: who sees closed may rely on it
 	e.mu.Lock()
 	e.closed = true
 	e.mu.Unlock()
-	e.stop()
 	e.signal()
 	<-e.exited
 	return e.closeErr

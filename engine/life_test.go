@@ -343,7 +343,6 @@ func TestCloseWhileLoading(t *testing.T) {
 	for err == nil { // until Close has begun
 		_, err = e.NewSession().NewSampler("small")
 	}
-	time.Sleep(10 * time.Millisecond)
 	close(goOn)
 	if err := <-closed; err != nil {
 		t.Error(err)
