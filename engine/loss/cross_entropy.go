@@ -2,7 +2,7 @@ package loss
 
 import (
 	"context"
-	"math"
+	"slices"
 
 	"tinkerlocal/engine/api"
 )
@@ -17,20 +17,12 @@ func (crossEntropy) Check(data []api.Datum, config map[string]float64) error {
 		return err
 	}
 	for i, d := range data {
-		w, ok := d.LossInputs["weights"]
-		if !ok {
-			continue
+		targets := d.LossInputs["target_tokens"]
+		if err := perPosition(d, i, "weights", targets.Len(), false); err != nil {
+			return err
 		}
-		if w.Ints != nil {
-			return api.Errorf(api.BadRequest, "datum %d: weights are int64, wanted float32", i)
-		}
-		if want := d.LossInputs["target_tokens"].Len(); w.Len() != want {
-			return api.Errorf(api.BadRequest, "datum %d: weights has %d entries, target_tokens has %d", i, w.Len(), want)
-		}
-		for j, v := range w.Floats {
-			if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
-				return api.Errorf(api.BadRequest, "datum %d: weights[%d] is %v, wanted a finite number", i, j, v)
-			}
+		if w, ok := d.LossInputs["weights"]; ok && !slices.Equal(w.Dims(), targets.Dims()) {
+			return api.Errorf(api.BadRequest, "datum %d: weights has shape %v, target_tokens has %v", i, w.Dims(), targets.Dims())
 		}
 	}
 	return nil

@@ -57,8 +57,13 @@ func Check(l Loss, data []api.Datum, config map[string]float64) error {
 	return nil
 }
 
+// builtin is the table of built-in losses. Their names, inputs, defaults and keys are the hosted service's.
 var builtin = map[string]Loss{
-	"cross_entropy": crossEntropy{},
+	"cross_entropy":       crossEntropy{},
+	"importance_sampling": importanceSampling,
+	"ppo":                 ppo,
+	"cispo":               cispo,
+	"dro":                 dro,
 }
 
 // Builtin finds a built-in loss by its wire name.
