@@ -47,7 +47,9 @@ func TestBadArguments(t *testing.T) {
 	ok := func(args ...string) []string {
 		return append([]string{"train", "--model", tiny, "--data", data, "--out", filepath.Join(t.TempDir(), "a")}, args...)
 	}
-	sampleOK := func(args ...string) []string { return append([]string{"sample", "--model", tiny, "--prompt", "x"}, args...) }
+	sampleOK := func(args ...string) []string {
+		return append([]string{"sample", "--model", tiny, "--prompt", "x"}, args...)
+	}
 	for _, c := range []struct {
 		args []string
 		want string
