@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"strings"
 	"time"
 
@@ -22,7 +23,7 @@ const (
 	quickPairs     = 1000
 	quickHeldout   = 250
 	quickWords     = 5 // phrases of 1 to 5 words
-	quickSteps     = 160
+	quickSteps     = 100
 	quickBatch     = 16
 	quickRank      = 32
 	quickLR        = 3e-3
@@ -116,7 +117,7 @@ func quickstart(ctx context.Context, a *app, out string, seed int64) error {
 	if err != nil {
 		return err
 	}
-	after, err := translate(ctx, a, "fine-tuned", tuned, m.tokenizer, heldout)
+	after, err := translate(ctx, a, "fine-tuned model", tuned, m.tokenizer, heldout)
 	if err != nil {
 		return err
 	}
@@ -127,8 +128,8 @@ func quickstart(ctx context.Context, a *app, out string, seed int64) error {
 	a.say("After: %.1f %% of the held-out phrases are right.", 100*res.TunedExactMatch)
 	a.showExamples(heldout, after)
 	a.say("The adapter is in %s (a PEFT folder). Next:", out)
-	a.say("  tinker-local sample --model %s --adapter %s --prompt $'English: hello world\\nPig Latin:' --stop $'\\n' --temperature 0", local.TinyModel, out)
-	a.say("  tinker-local train --model %s --data FILE.jsonl --out my-adapter     # rows of {\"prompt\": …, \"completion\": …}", local.TinyModel)
+	a.say("  %s sample --model %s --adapter %s --prompt $'English: hello world\\nPig Latin:' --stop $'\\n' --temperature 0", os.Args[0], local.TinyModel, out)
+	a.say("  %s train --model %s --data FILE.jsonl --out my-adapter     # rows of {\"prompt\": …, \"completion\": …}", os.Args[0], local.TinyModel)
 	return nil
 }
 
