@@ -164,7 +164,7 @@ def evaluate(model, n=40, seed=99):
 
 def main():
     ap = argparse.ArgumentParser()
-    ap.add_argument("--tokens", type=float, default=60e6, help="tokens of the whole run")
+    ap.add_argument("--tokens", type=float, default=31e6, help="tokens of the whole run")
     ap.add_argument("--flat", type=float, default=0.6, help="share of the tokens with a constant learning rate")
     ap.add_argument("--minutes", type=float, default=1e9, help="stop after this time, to be resumed")
     ap.add_argument("--threads", type=int, default=1)
