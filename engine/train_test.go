@@ -278,7 +278,7 @@ func TestWrongInput(t *testing.T) {
 		{batch(), "the batch is empty"},
 		{batch(make([]api.Datum, 5)...), "the batch has 5 datums, the limit is 4"},
 		{batch(datum(1, 160), datum(1, 160)), "the batch has more than 300 target tokens, the limit of one operation"},
-		{api.ForwardBackwardInput{Data: []api.Datum{datum(1, 3)}, LossFn: "hinge"}, `unknown loss_fn "hinge", wanted one of cross_entropy`},
+		{api.ForwardBackwardInput{Data: []api.Datum{datum(1, 3)}, LossFn: "hinge"}, `unknown loss_fn "hinge", wanted one of cispo, cross_entropy, dro, importance_sampling, ppo`},
 		{change(func(d *api.Datum) { d.ModelInput = api.ModelInput{} }), "datum 1: model input is empty"},
 		{change(func(d *api.Datum) { d.ModelInput.Chunks[0].Type = "image" }), `datum 1: chunk 0 has type "image", wanted "encoded_text"`},
 		{change(func(d *api.Datum) { *d = datum(1, 201) }), "datum 1: model input has 201 tokens, the model's context is 200"},

@@ -59,19 +59,32 @@ func (a *Adapter) Scale() float64 {
 // An adapter that WriteAdapter replaces meanwhile is read again: config and weights are of one adapter.
 func ReadAdapter(dir string) (*Adapter, error) {
 	for range 10 {
-		before, err := os.Stat(dir)
-		if err != nil {
-			return nil, in(dir, fsError(err))
-		}
-		if !before.IsDir() {
-			return nil, bad("%s: is a file, wanted a folder with an %s", dir, adapterConfigName)
-		}
-		a, err := readAdapter(dir)
-		if after, gone := os.Stat(dir); gone == nil && os.SameFile(before, after) {
+		a, same, err := readSettled(dir)
+		if same {
 			return a, err
 		}
 	}
 	return nil, api.Errorf(api.Busy, "%s: it is replaced again and again while it is read", dir)
+}
+
+// readSettled reads the adapter and tells whether dir was one and the same folder meanwhile. The folder is held
+// open, so that the system cannot give its identity to the one that replaces it.
+func readSettled(dir string) (a *Adapter, same bool, err error) {
+	held, err := os.Open(dir)
+	if err != nil {
+		return nil, true, in(dir, fsError(err))
+	}
+	defer held.Close()
+	before, err := held.Stat()
+	if err != nil {
+		return nil, true, in(dir, fsError(err))
+	}
+	if !before.IsDir() {
+		return nil, true, bad("%s: is a file, wanted a folder with an %s", dir, adapterConfigName)
+	}
+	a, err = readAdapter(dir)
+	after, gone := os.Stat(dir)
+	return a, gone == nil && os.SameFile(before, after), err
 }
 
 func readAdapter(dir string) (*Adapter, error) {
