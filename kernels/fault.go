@@ -245,3 +245,9 @@ func packDataError(i int, m *Matrix) error {
 func storeError(store DType) error {
 	return fmt.Errorf("pack: store is %s, wanted float32 or bfloat16", store)
 }
+
+//go:noinline
+func expertError(op string, i int, up, down Weight, d, f int) error {
+	return fmt.Errorf("%s: the weights of expert %d are [%d %d] of parts %v and [%d %d], wanted [%d %d] of two equal parts and [%d %d]",
+		op, i, up.Rows(), up.Cols(), up.Parts(), down.Rows(), down.Cols(), 2*f, d, d, f)
+}

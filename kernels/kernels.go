@@ -7,8 +7,8 @@
 // # Letters
 //
 // T tokens in the batch, D hidden size, H query heads, K key/value heads, C head size, F
-// feed-forward size, V vocabulary, R adapter rank, P parts of a stacked weight. The gradient of x is
-// dx. All tensors are row-major and contiguous.
+// feed-forward size, V vocabulary, R adapter rank, P parts of a stacked weight, E experts. The gradient of
+// x is dx. All tensors are row-major and contiguous.
 //
 // # Canonical reductions
 //
@@ -160,6 +160,15 @@ type Ops interface {
 	SwiGLU(h, gu Tensor) error
 	// SwiGLUBackward: dgu from dh and the kept gu.
 	SwiGLUBackward(dgu, dh, gu Tensor) error
+
+	// Route: the router of a mixture-of-experts block chooses TopK experts for each token.
+	Route(a RouteArgs) error
+	// RouteBackward: from the gradient of the gates it ADDS to dx, through the softmax and the frozen router.
+	RouteBackward(a RouteBackwardArgs) error
+	// Experts: y = the chosen experts' outputs times their gates, with shared-outer adapters (+ res).
+	Experts(a ExpertsArgs) error
+	// ExpertsBackward: overwrites dx and the gradient of the gates, ADDS to DA and DB of each span's LoRA.
+	ExpertsBackward(a ExpertsBackwardArgs) error
 
 	// LogProbs: out[t,j] = log softmax(z[t])[target[t,j]], z = the head's logits of h[t]. Full
 	// logits are never stored.

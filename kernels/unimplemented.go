@@ -20,6 +20,10 @@ func (Unimplemented) Attention(AttentionArgs) error                 { return Err
 func (Unimplemented) AttentionBackward(AttentionBackwardArgs) error { return ErrUnimplemented }
 func (Unimplemented) SwiGLU(_, _ Tensor) error                      { return ErrUnimplemented }
 func (Unimplemented) SwiGLUBackward(_, _, _ Tensor) error           { return ErrUnimplemented }
+func (Unimplemented) Route(RouteArgs) error                         { return ErrUnimplemented }
+func (Unimplemented) RouteBackward(RouteBackwardArgs) error         { return ErrUnimplemented }
+func (Unimplemented) Experts(ExpertsArgs) error                     { return ErrUnimplemented }
+func (Unimplemented) ExpertsBackward(ExpertsBackwardArgs) error     { return ErrUnimplemented }
 func (Unimplemented) LogProbs(LogProbsArgs) error                   { return ErrUnimplemented }
 func (Unimplemented) LogProbsBackward(LogProbsBackwardArgs) error   { return ErrUnimplemented }
 func (Unimplemented) Logits(LogitsArgs) error                       { return ErrUnimplemented }
