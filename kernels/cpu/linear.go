@@ -22,9 +22,12 @@ type ops struct {
 	attnB   attentionBackwardTask
 	head    headTask
 	headB   headBackwardTask
+	route   routeTask
+	experts expertsTask
 	sums    sumsTask
 	offsets []int     // first piece of each sequence
 	ones    []float32 // the gain of heads without a norm
+	next    []int32   // next free row of each expert
 }
 
 // rowBlock is the most rows that one piece of a product takes: enough to pay for transposing and widening a panel, few enough to share.

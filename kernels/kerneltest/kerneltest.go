@@ -118,6 +118,7 @@ func opCases() []opCase {
 	all = append(all, linearCases()...)
 	all = append(all, ropeCases()...)
 	all = append(all, attentionCases()...)
+	all = append(all, moeCases()...)
 	return append(all, headCases()...)
 }
 

@@ -328,6 +328,9 @@ func packingChecks() []check {
 	} {
 		ps = append(ps, packing{"packing", fmt.Sprintf("attention H=%d C=%d", a.heads, a.c), 7, a.run})
 	}
+	for _, m := range moePackings {
+		ps = append(ps, packing{"packing", fmt.Sprintf("experts D=%d F=%d E=%d top %d", m.d, m.f, m.experts, m.top), 12, m.run})
+	}
 	var all []check
 	for _, p := range ps {
 		all = append(all, check{p.op, p.name, p.check})

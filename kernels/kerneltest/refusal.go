@@ -16,7 +16,7 @@ func refusalChecks() []check {
 		op  string
 		run func(r *rig, t *refuser)
 	}{
-		{"linear", refuseLinear}, {"rope", refuseRope}, {"attention", refuseAttention}, {"head", refuseHead}, {"rows", refuseRows},
+		{"linear", refuseLinear}, {"rope", refuseRope}, {"attention", refuseAttention}, {"head", refuseHead}, {"moe", refuseMoE}, {"rows", refuseRows},
 	} {
 		all = append(all, check{"refusals", c.op, func(dev kernels.Device) error {
 			var t refuser
