@@ -4,38 +4,36 @@ import "tinkerlocal/kernels"
 
 // block is the weights and the adapters' memory of a mixture-of-experts block.
 type block[F float] struct {
-	gateUp, down     []*matrix[F]
-	ups, downs       []kernels.Span
+	w                *kernels.Experts
 	experts, d, f, t int
 }
 
-func (o ops[F]) block(op string, w *kernels.Experts, ups, downs []kernels.Span, tokens int, grads bool) (*block[F], error) {
-	b := &block[F]{ups: ups, downs: downs, experts: len(w.Down), d: w.Down[0].Rows(), f: w.Down[0].Cols(), t: tokens}
+func (o ops[F]) block(op string, w *kernels.Experts, ups, downs []kernels.Span, tokens int, grads bool) (block[F], error) {
+	b := block[F]{w: w, experts: len(w.Down), d: w.Down[0].Rows(), f: w.Down[0].Cols(), t: tokens}
 	for e := range w.Down {
-		up, err := o.d.weight(op, w.GateUp[e])
-		if err != nil {
-			return nil, err
+		if _, err := o.d.weight(op, w.GateUp[e]); err != nil {
+			return b, err
 		}
-		down, err := o.d.weight(op, w.Down[e])
-		if err != nil {
-			return nil, err
+		if _, err := o.d.weight(op, w.Down[e]); err != nil {
+			return b, err
 		}
-		b.gateUp, b.down = append(b.gateUp, up), append(b.down, down)
 	}
 	if err := o.d.ownSpans(op, ups, grads); err != nil {
-		return nil, err
+		return b, err
 	}
 	return b, o.d.ownSpans(op, downs, grads)
 }
 
-// factorsOf is the adapter that token t uses, or nil.
-func factorsOf[F float](spans []kernels.Span, t int, grads bool) *adapter[F] {
+func (b *block[F]) gateUp(e int) *matrix[F] { return b.w.GateUp[e].(*matrix[F]) }
+func (b *block[F]) down(e int) *matrix[F]   { return b.w.Down[e].(*matrix[F]) }
+
+// factorsOf is the adapter that token t uses; its rank is 0 when there is none.
+func factorsOf[F float](spans []kernels.Span, t int) adapter[F] {
 	l := spanOf(spans, t)
 	if l == nil {
-		return nil
+		return adapter[F]{}
 	}
-	a := newAdapter[F](l, grads)
-	return &a
+	return newAdapter[F](l, false)
 }
 
 // upB is row out of part p of expert e in a gate/up adapter's B (or DB).
@@ -72,13 +70,13 @@ func (o ops[F]) Experts(a kernels.ExpertsArgs) error {
 	y, x, res, gu, h := view[F](a.Y), view[F](a.X), optional[F](a.Res), view[F](a.GU), view[F](a.H)
 	v, vsum, low := optional[F](a.V), optional[F](a.VSum), optional[F](a.Lows)
 	for t := range b.t {
-		up, down := factorsOf[F](a.Up, t, false), factorsOf[F](a.Down, t, false)
+		up, down := factorsOf[F](a.Up, t), factorsOf[F](a.Down, t)
 		xt, yt, vt, vsumt := rowOf(x, t, b.d), rowOf(y, t, b.d), rowOf(v, t, a.V.Cols()), rowOf(vsum, t, a.VSum.Cols())
 		clear(yt)
-		if up != nil {
+		if up.rank > 0 {
 			up.down(vt, xt)
 		}
-		if down != nil {
+		if down.rank > 0 {
 			clear(vsumt[:down.rank])
 		}
 		for j := range r.top {
@@ -87,8 +85,8 @@ func (o ops[F]) Experts(a kernels.ExpertsArgs) error {
 			g, hr := rowOf(gu, row, 2*b.f), rowOf(h, row, b.f)
 			for p := range 2 {
 				for out := range b.f {
-					sum := dot(b.gateUp[e].row(p*b.f+out), xt)
-					if up != nil {
+					sum := dot(b.gateUp(e).row(p*b.f+out), xt)
+					if up.rank > 0 {
 						sum += dot(b.upB(up.b, up.rank, p, e, out), vt[p*up.rank:(p+1)*up.rank])
 					}
 					g[p*b.f+out] = sum
@@ -98,9 +96,9 @@ func (o ops[F]) Experts(a kernels.ExpertsArgs) error {
 				hr[c] = g[c] * sigmoid(g[c]) * g[b.f+c]
 			}
 			for k := range yt {
-				yt[k] += gate * dot(b.down[e].row(k), hr)
+				yt[k] += gate * dot(b.down(e).row(k), hr)
 			}
-			if down != nil {
+			if down.rank > 0 {
 				lows := rowOf(low, row, a.Lows.Cols())
 				for i := range down.rank {
 					lows[i] = down.scale * dot(b.downA(down.a, down.rank, e, i), hr)
@@ -109,7 +107,7 @@ func (o ops[F]) Experts(a kernels.ExpertsArgs) error {
 			}
 		}
 		for k := range yt {
-			if down != nil {
+			if down.rank > 0 {
 				yt[k] += dot(down.b[k*down.rank:(k+1)*down.rank], vsumt[:down.rank])
 			}
 			if res != nil {
@@ -143,8 +141,8 @@ func (o ops[F]) ExpertsBackward(a kernels.ExpertsBackwardArgs) error {
 	// Down: u, then dh, dgate and dgu of every slot. lows keeps u times the gate.
 	dy, dgate, gu, h, dh, dgu := view[F](a.DY), view[F](a.DGate), view[F](a.GU), view[F](a.H), view[F](a.DH), view[F](a.DGU)
 	for t := range b.t {
-		down, dyt, u := factorsOf[F](a.Down, t, false), rowOf(dy, t, b.d), rowOf(low, t, a.Low.Cols())
-		if down != nil {
+		down, dyt, u := factorsOf[F](a.Down, t), rowOf(dy, t, b.d), rowOf(low, t, a.Low.Cols())
+		if down.rank > 0 {
 			clear(u[:down.rank])
 			for k, d := range dyt {
 				for i := range down.rank {
@@ -160,9 +158,9 @@ func (o ops[F]) ExpertsBackward(a kernels.ExpertsBackwardArgs) error {
 				hr[c] = g[c] * sigmoid(g[c]) * g[b.f+c]
 				var sum F
 				for k, d := range dyt {
-					sum += d * b.down[e].data[k*b.f+c]
+					sum += d * b.down(e).data[k*b.f+c]
 				}
-				if down != nil {
+				if down.rank > 0 {
 					var lo F
 					for i := range down.rank {
 						lo += u[i] * b.downA(down.a, down.rank, e, i)[c]
@@ -177,20 +175,20 @@ func (o ops[F]) ExpertsBackward(a kernels.ExpertsBackwardArgs) error {
 				dg[c] = gate * d * g[b.f+c] * s * (1 + g[c]*(1-s))
 				dg[b.f+c] = gate * d * g[c] * s
 			}
-			if down != nil {
+			if down.rank > 0 {
 				for i := range down.rank {
 					lows[row*a.Lows.Cols()+i] = gate * u[i]
 				}
 			}
 		}
 	}
-	o.downGradients(b, &r, &a)
+	o.downGradients(&b, &r, &a)
 	// Gate and up: dv and dx; low holds dv from here on.
 	dx := view[F](a.DX)
 	for t := range b.t {
-		up, dxt, dv := factorsOf[F](a.Up, t, false), rowOf(dx, t, b.d), rowOf(low, t, a.Low.Cols())
+		up, dxt, dv := factorsOf[F](a.Up, t), rowOf(dx, t, b.d), rowOf(low, t, a.Low.Cols())
 		clear(dxt)
-		if up != nil {
+		if up.rank > 0 {
 			clear(dv[:2*up.rank])
 		}
 		for j := range r.top {
@@ -199,11 +197,11 @@ func (o ops[F]) ExpertsBackward(a kernels.ExpertsBackwardArgs) error {
 			for k := range dxt {
 				var sum F
 				for out, d := range dg {
-					sum += d * b.gateUp[e].data[out*b.d+k]
+					sum += d * b.gateUp(e).data[out*b.d+k]
 				}
 				dxt[k] += sum
 			}
-			if up == nil {
+			if up.rank == 0 {
 				continue
 			}
 			for p := range 2 {
@@ -216,7 +214,7 @@ func (o ops[F]) ExpertsBackward(a kernels.ExpertsBackwardArgs) error {
 				}
 			}
 		}
-		if up != nil {
+		if up.rank > 0 {
 			for k := range dxt {
 				var sum F
 				for i := range 2 * up.rank {
@@ -226,7 +224,7 @@ func (o ops[F]) ExpertsBackward(a kernels.ExpertsBackwardArgs) error {
 			}
 		}
 	}
-	o.upGradients(b, &r, &a)
+	o.upGradients(&b, &r, &a)
 	return nil
 }
 
