@@ -88,3 +88,19 @@ func NewTensor(d Device, dt DType, shape ...int) (Tensor, error) {
 	t.Buf = b
 	return t, nil
 }
+
+// ReadInts downloads the I32 tensor t.
+func ReadInts(d Device, t Tensor) ([]int32, error) {
+	if t.DType != I32 {
+		return nil, fmt.Errorf("read %v: wanted an int32 tensor", t)
+	}
+	buf := make([]byte, t.Bytes())
+	if err := d.Download(buf, t); err != nil {
+		return nil, err
+	}
+	out := make([]int32, t.Len())
+	for i := range out {
+		out[i] = int32(binary.LittleEndian.Uint32(buf[4*i:]))
+	}
+	return out, nil
+}

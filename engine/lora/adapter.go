@@ -51,8 +51,8 @@ func New(dev kernels.Device, sites []Site, c api.LoraConfig, seed int64) (*Adapt
 		if !s.isA {
 			continue
 		}
-		bound := 1 / math.Sqrt(float64(s.cols))
-		for i := range s.rows * s.cols {
+		bound := 1 / math.Sqrt(float64(s.shape[len(s.shape)-1]))
+		for i := range s.size {
 			values[s.off+i] = float32((2*rng.Float64() - 1) * bound)
 		}
 	}

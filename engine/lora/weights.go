@@ -2,6 +2,7 @@ package lora
 
 import (
 	"fmt"
+	"slices"
 
 	"tinkerlocal/engine/api"
 	"tinkerlocal/kernels"
@@ -34,15 +35,16 @@ func newWeights(dev kernels.Device, sites []Site, c api.LoraConfig, flat, grad k
 			continue // the first slot of a site is where its stacked A begins
 		}
 		site := sites[s.site]
-		nA := len(site.Parts) * c.Rank
-		bOff := s.off + nA*site.In
+		nA, nB := site.copies()
+		aRows, bRows := nA*len(site.Parts)*c.Rank, nB*site.Out()
+		bOff := s.off + aRows*site.In
 		w.Sites[s.site] = &kernels.LoRA{
 			Rank:  c.Rank,
 			Scale: float32(api.LoraAlpha) / float32(c.Rank),
-			A:     view(flat, s.off, nA, site.In),
-			B:     view(flat, bOff, site.Out(), c.Rank),
-			DA:    view(grad, s.off, nA, site.In),
-			DB:    view(grad, bOff, site.Out(), c.Rank),
+			A:     view(flat, s.off, aRows, site.In),
+			B:     view(flat, bOff, bRows, c.Rank),
+			DA:    view(grad, s.off, aRows, site.In),
+			DB:    view(grad, bOff, bRows, c.Rank),
 		}
 	}
 	return w
@@ -58,8 +60,7 @@ func tensors(dev kernels.Device, flat kernels.Tensor, slots []slot) ([]Tensor, e
 	}
 	out := make([]Tensor, len(slots))
 	for i, s := range slots {
-		n := s.rows * s.cols
-		out[i] = Tensor{Name: s.name, Shape: []int{s.rows, s.cols}, Values: values[s.off : s.off+n : s.off+n]}
+		out[i] = Tensor{Name: s.name, Shape: slices.Clone(s.shape), Values: values[s.off : s.off+s.size : s.off+s.size]}
 	}
 	return out, nil
 }
@@ -108,8 +109,8 @@ func gather(slots []slot, total int, ts []Tensor, scaleB float32) ([]float32, er
 		if !ok {
 			return nil, api.Errorf(api.BadRequest, "adapter has no tensor %s", s.name)
 		}
-		if len(t.Shape) != 2 || t.Shape[0] != s.rows || t.Shape[1] != s.cols || len(t.Values) != s.rows*s.cols {
-			return nil, api.Errorf(api.BadRequest, "adapter tensor %s has shape %v, wanted [%d %d]", s.name, t.Shape, s.rows, s.cols)
+		if !slices.Equal(t.Shape, s.shape) || len(t.Values) != s.size {
+			return nil, api.Errorf(api.BadRequest, "adapter tensor %s has shape %v, wanted %v", s.name, t.Shape, s.shape)
 		}
 		delete(byName, s.name)
 		dst := values[s.off : s.off+len(t.Values)]

@@ -59,16 +59,11 @@ func (t *Tape) layerBackward(ops kernels.Ops, i int, scale float32) error {
 		dxn = kernels.Tensor{} // the embedding is frozen: nothing below needs it
 	}
 	return firstErr(
-		func() error { return ops.SwiGLU(f.h, l.gu) },
 		func() error {
-			return ops.LinearBackward(kernels.LinearBackwardArgs{
-				DX: f.dh, DV: f.dlow, DY: f.dx, V: l.low[siteDown], X: f.h, W: w.down, Spans: site[siteDown]})
-		},
-		func() error { return ops.SwiGLUBackward(f.dgu, f.dh, l.gu) },
-		func() error { return ops.RMSNorm(f.xn, l.rstd2, l.mid, w.norm2, s.Eps) },
-		func() error {
-			return ops.LinearBackward(kernels.LinearBackwardArgs{
-				DX: f.dxn, DV: f.dlow, DY: f.dgu, V: l.low[siteGateUp], X: f.xn, W: w.gateUp, Spans: site[siteGateUp]})
+			if w.experts != nil {
+				return t.sparseBackward(ops, i, site)
+			}
+			return t.denseBackward(ops, i, site)
 		},
 		func() error { return ops.RMSNormBackward(f.dx, f.dxn, l.mid, l.rstd2, w.norm2, f.dx) },
 		func() error {
@@ -97,6 +92,25 @@ func (t *Tape) layerBackward(ops kernels.Ops, i int, scale float32) error {
 				return nil
 			}
 			return ops.RMSNormBackward(f.dx, f.dxn, l.x, l.rstd1, w.norm1, f.dx)
+		},
+	)
+}
+
+// denseBackward sets f.dxn to the gradient of the feed-forward's normalised input, which is made again in f.xn.
+func (t *Tape) denseBackward(ops kernels.Ops, i int, site [][]kernels.Span) error {
+	f := t.f
+	w, l := &t.base.layers[i], &f.layers[i]
+	return firstErr(
+		func() error { return ops.SwiGLU(f.h, l.gu) },
+		func() error {
+			return ops.LinearBackward(kernels.LinearBackwardArgs{
+				DX: f.dh, DV: f.dlow, DY: f.dx, V: l.low[siteDown], X: f.h, W: w.down, Spans: site[siteDown]})
+		},
+		func() error { return ops.SwiGLUBackward(f.dgu, f.dh, l.gu) },
+		func() error { return ops.RMSNorm(f.xn, l.rstd2, l.mid, w.norm2, t.base.Spec.Eps) },
+		func() error {
+			return ops.LinearBackward(kernels.LinearBackwardArgs{
+				DX: f.dxn, DV: f.dlow, DY: f.dgu, V: l.low[siteGateUp], X: f.xn, W: w.gateUp, Spans: site[siteGateUp]})
 		},
 	)
 }

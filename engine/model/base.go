@@ -30,8 +30,10 @@ type Base struct {
 
 type layer struct {
 	qkv, o, gateUp, down kernels.Weight
-	norm1, norm2         kernels.Tensor // [D]
-	qNorm, kNorm         kernels.Tensor // [C], or none
+	router               kernels.Weight   // of a sparse layer, which has experts instead of gateUp and down
+	experts              *kernels.Experts // nil in a dense layer
+	norm1, norm2         kernels.Tensor   // [D]
+	qNorm, kNorm         kernels.Tensor   // [C], or none
 }
 
 // LoadOptions say how weights are kept. The zero value is the default.
@@ -74,6 +76,11 @@ func Load(ctx context.Context, dev kernels.Device, src *hf.Checkpoint, o LoadOpt
 		}
 		l.o = ld.weight(part{p + "self_attn.o_proj.weight", D, spec.QWidth()})
 		l.norm2 = ld.vector(p+"post_attention_layernorm.weight", D)
+		if spec.IsSparse(i) {
+			l.router = ld.weight(part{p + "mlp.gate.weight", spec.Experts, D})
+			l.experts = ld.experts(p+"mlp.experts.", spec)
+			continue
+		}
 		l.gateUp = ld.weight(
 			part{p + "mlp.gate_proj.weight", spec.FFN, D},
 			part{p + "mlp.up_proj.weight", spec.FFN, D})
@@ -108,6 +115,13 @@ func (b *Base) Free() {
 		free(l.o)
 		free(l.gateUp)
 		free(l.down)
+		free(l.router)
+		if l.experts != nil {
+			for e := range l.experts.GateUp {
+				free(l.experts.GateUp[e])
+				free(l.experts.Down[e])
+			}
+		}
 		for _, t := range []kernels.Tensor{l.norm1, l.norm2, l.qNorm, l.kNorm} {
 			b.dev.Free(t.Buf)
 		}
@@ -197,13 +211,19 @@ func (ld *loader) weight(parts ...part) kernels.Weight {
 		}
 		ms = append(ms, kernels.Matrix{Rows: p.rows, Cols: p.cols, DType: t.DType, Data: t.Data})
 	}
-	w, err := ld.dev.Pack(ms, ld.store(ms[0].DType))
-	if err != nil {
-		ld.err = fmt.Errorf("%s: %w", parts[0].name, err)
-		return nil
-	}
+	w := ld.pack(parts[0].name, ms)
 	for _, p := range parts {
 		ld.src.Release(p.name)
+	}
+	return w
+}
+
+// pack puts host matrices on the device as one stacked weight.
+func (ld *loader) pack(name string, ms []kernels.Matrix) kernels.Weight {
+	w, err := ld.dev.Pack(ms, ld.store(ms[0].DType))
+	if err != nil {
+		ld.err = fmt.Errorf("%s: %w", name, err)
+		return nil
 	}
 	ld.base.bytes += w.Bytes()
 	return w

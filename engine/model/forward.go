@@ -175,11 +175,10 @@ func (b *Base) decode(f *frame, seqs []kernels.Seq, spans [][]kernels.Span, kv *
 			},
 			func() error { return ops.RMSNorm(f.xn, l.rstd2, l.mid, w.norm2, s.Eps) },
 			func() error {
-				return ops.Linear(kernels.LinearArgs{Y: l.gu, V: l.low[siteGateUp], X: f.xn, W: w.gateUp, Spans: site[siteGateUp]})
-			},
-			func() error { return ops.SwiGLU(f.h, l.gu) },
-			func() error {
-				return ops.Linear(kernels.LinearArgs{Y: next, V: l.low[siteDown], X: f.h, W: w.down, Spans: site[siteDown], Res: l.mid})
+				if w.experts != nil {
+					return b.sparse(f, i, l, next, site)
+				}
+				return b.dense(f, i, l, next, site)
 			},
 		)
 		if err != nil {
@@ -187,6 +186,20 @@ func (b *Base) decode(f *frame, seqs []kernels.Seq, spans [][]kernels.Span, kv *
 		}
 	}
 	return ops.RMSNorm(f.xn, f.rstd, f.xLast, b.norm, s.Eps)
+}
+
+// dense runs the feed-forward half of layer i: from the normalised input f.xn and the residual l.mid to next.
+func (b *Base) dense(f *frame, i int, l *layerTape, next kernels.Tensor, site [][]kernels.Span) error {
+	ops, w := b.dev.Ops(), &b.layers[i]
+	return firstErr(
+		func() error {
+			return ops.Linear(kernels.LinearArgs{Y: l.gu, V: l.low[siteGateUp], X: f.xn, W: w.gateUp, Spans: site[siteGateUp]})
+		},
+		func() error { return ops.SwiGLU(f.h, l.gu) },
+		func() error {
+			return ops.Linear(kernels.LinearArgs{Y: next, V: l.low[siteDown], X: f.h, W: w.down, Spans: site[siteDown], Res: l.mid})
+		},
+	)
 }
 
 // firstErr runs steps in order until one fails.

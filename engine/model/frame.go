@@ -29,6 +29,8 @@ type frame struct {
 	last           kernels.Tensor // [S,D]: the rows whose logits are wanted
 	z              kernels.Tensor // [S,V]
 
+	moe experts
+
 	// backward only
 	dx, dxn, do, dq, dk, dv, dqkv, dh, dgu, dlow, dout kernels.Tensor
 }
@@ -42,6 +44,10 @@ type layerTape struct {
 	o, lse       kernels.Tensor                // attention output [T,HC], log-sum-exp [T,H]
 	gu           kernels.Tensor                // [T,2F]
 	low          [sitesPerLayer]kernels.Tensor // v = s*A*x of each site [T,P*R]
+
+	// A sparse layer has these instead of gu. Its low[siteDown] is the sum over a token's experts, gate*s*A*h.
+	routing kernels.Routing
+	gus     kernels.Tensor // [T*TopK,2F], F of an expert
 }
 
 // layout cuts a frame out of a.
@@ -72,7 +78,18 @@ func (s *Spec) layout(a *arena, sh shape) *frame {
 		if sh.keep {
 			l.lse = a.floats(T, s.Heads)
 		}
-		l.gu = a.floats(T, 2*s.FFN)
+		// One layerTape for all layers has what both kinds need.
+		dense, sparse := s.sparseLayers() < s.Layers, s.sparseLayers() > 0
+		if sh.keep {
+			sparse = s.IsSparse(i)
+			dense = !sparse
+		}
+		if dense {
+			l.gu = a.floats(T, 2*s.FFN)
+		}
+		if sparse {
+			s.layoutRouting(a, l, T)
+		}
 		for j, parts := range [sitesPerLayer]int{3, 1, 2, 1} {
 			l.low[j] = low(parts)
 		}
@@ -81,7 +98,10 @@ func (s *Spec) layout(a *arena, sh shape) *frame {
 	if sh.keep {
 		f.xLast = a.floats(T, D)
 	}
-	f.xn, f.h, f.vHead = a.floats(T, D), a.floats(T, s.FFN), low(1)
+	f.xn, f.vHead = a.floats(T, D), low(1)
+	if s.sparseLayers() < s.Layers {
+		f.h = a.floats(T, s.FFN)
+	}
 	f.lse = a.floats(max(T, sh.vrows))
 	if sh.targets > 0 {
 		f.target, f.out = a.ints(T, sh.targets), a.floats(T, sh.targets)
@@ -94,9 +114,12 @@ func (s *Spec) layout(a *arena, sh shape) *frame {
 		f.do, f.dq = a.floats(T, s.QWidth()), a.floats(T, s.QWidth())
 		f.dk, f.dv = a.floats(T, s.KVWidth()), a.floats(T, s.KVWidth())
 		f.dqkv = a.floats(T, s.QWidth()+2*s.KVWidth())
-		f.dh, f.dgu = a.floats(T, s.FFN), a.floats(T, 2*s.FFN)
+		if s.sparseLayers() < s.Layers {
+			f.dh, f.dgu = a.floats(T, s.FFN), a.floats(T, 2*s.FFN)
+		}
 		f.dlow, f.dout = low(3), a.floats(T, sh.targets)
 	}
+	s.layoutExperts(a, f, sh)
 	return f
 }
 

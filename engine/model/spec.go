@@ -21,6 +21,26 @@ type Spec struct {
 	RopeTheta                         float64
 	QKNorm                            bool // per-head RMSNorm on q and k before the rotation
 	Tied                              bool // the head is the embedding
+
+	// Mixture of experts, in the layers that Sparse marks; the others have a dense feed-forward of FFN. Sparse is nil when all are dense.
+	Sparse        []bool
+	Experts, TopK int
+	ExpertFFN     int
+	NormTopK      bool // the gates of a token's experts are divided by their sum
+}
+
+// IsSparse reports whether layer i has a mixture of experts.
+func (s *Spec) IsSparse(i int) bool { return s.Sparse != nil && s.Sparse[i] }
+
+// sparseLayers counts them.
+func (s *Spec) sparseLayers() int {
+	n := 0
+	for _, sparse := range s.Sparse {
+		if sparse {
+			n++
+		}
+	}
+	return n
 }
 
 // family is one architecture: config.json → Spec. Tensor names are those of the Hugging Face Llama
@@ -83,18 +103,23 @@ func (s *Spec) KVWidth() int { return s.KVHeads * s.HeadDim }
 
 // Params counts the base's parameters.
 func (s *Spec) Params() int64 {
-	perLayer := int64(s.Hidden)*int64(2*s.QWidth()+2*s.KVWidth()+3*s.FFN) + int64(2*s.Hidden)
+	D := int64(s.Hidden)
+	perLayer := D*int64(2*s.QWidth()+2*s.KVWidth()) + 2*D
 	if s.QKNorm {
 		perLayer += int64(2 * s.HeadDim)
 	}
-	n := int64(s.Layers)*perLayer + int64(s.Hidden) + int64(s.Vocab)*int64(s.Hidden)
+	sparse := int64(s.sparseLayers())
+	n := int64(s.Layers)*perLayer + (int64(s.Layers)-sparse)*3*D*int64(s.FFN)
+	n += sparse * int64(s.Experts) * (D + 3*D*int64(s.ExpertFFN))
+	n += D + int64(s.Vocab)*D
 	if !s.Tied {
-		n += int64(s.Vocab) * int64(s.Hidden)
+		n += int64(s.Vocab) * D
 	}
 	return n
 }
 
-// The stacked weights of one layer, in site order; the head is the last site.
+// The stacked weights of one layer, in site order; the head is the last site. In a sparse layer siteGateUp and siteDown are
+// those of its experts.
 const (
 	siteQKV = iota
 	siteO
@@ -114,6 +139,18 @@ func (s *Spec) Sites() []lora.Site {
 				{Module: p + "self_attn.k_proj", Out: s.KVWidth()},
 				{Module: p + "self_attn.v_proj", Out: s.KVWidth()}}},
 			lora.Site{Kind: lora.Attn, In: s.QWidth(), Parts: []lora.Part{{Module: p + "self_attn.o_proj", Out: s.Hidden}}},
+		)
+		if s.IsSparse(l) {
+			p += "mlp.experts." // names of the hosted service's archives: w1 gate, w3 up, w2 down
+			sites = append(sites,
+				lora.Site{Kind: lora.MLP, In: s.Hidden, Experts: s.Experts, Parts: []lora.Part{
+					{Module: p + "w1", Out: s.ExpertFFN},
+					{Module: p + "w3", Out: s.ExpertFFN}}},
+				lora.Site{Kind: lora.MLP, In: s.ExpertFFN, Experts: s.Experts, OwnA: true, Parts: []lora.Part{{Module: p + "w2", Out: s.Hidden}}},
+			)
+			continue
+		}
+		sites = append(sites,
 			lora.Site{Kind: lora.MLP, In: s.Hidden, Parts: []lora.Part{
 				{Module: p + "mlp.gate_proj", Out: s.FFN},
 				{Module: p + "mlp.up_proj", Out: s.FFN}}},

@@ -1,6 +1,7 @@
 package model
 
 import (
+	"slices"
 	"testing"
 
 	"tinkerlocal/engine/api"
@@ -22,6 +23,9 @@ func TestParameterCounts(t *testing.T) {
 			2490368, 5898240, 157056, 32762123264},
 		{"Qwen3-0.6B", Spec{Layers: 28, Hidden: 1024, Heads: 16, KVHeads: 8, HeadDim: 128, FFN: 3072, Vocab: 151936, QKNorm: true, Tied: true},
 			286720, 344064, 152960, 596049920},
+		{"Qwen3-30B-A3B", Spec{Layers: 48, Hidden: 2048, Heads: 32, KVHeads: 4, HeadDim: 128, FFN: 6144, Vocab: 151936, QKNorm: true,
+			Sparse: slices.Repeat([]bool{true}, 48), Experts: 128, TopK: 8, ExpertFFN: 768},
+			835584, 14450688, 153984, 30532122624},
 	} {
 		sites := c.spec.Sites()
 		for _, x := range []struct {

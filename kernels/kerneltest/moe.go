@@ -171,12 +171,9 @@ func (p *moeProblem) kept() (k kept, err error) {
 
 // integers is an integer tensor on the host.
 func (r *rig) integers(t kernels.Tensor) host {
-	b := r.bytesOf(t)
-	h := host{shape: append([]int(nil), t.Shape[:t.Rank]...)}
-	for i := 0; i < len(b); i += 4 {
-		h.ints = append(h.ints, int32(uint32(b[i])|uint32(b[i+1])<<8|uint32(b[i+2])<<16|uint32(b[i+3])<<24))
-	}
-	return h
+	v, err := kernels.ReadInts(r.dev, t)
+	r.must(err)
+	return integers(append([]int(nil), t.Shape[:t.Rank]...), v)
 }
 
 // given places a routing that was computed before, as inputs.
