@@ -37,6 +37,10 @@ type Adapter struct {
 
 // AdapterTensor is one factor under its PEFT name, such as
 // "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight". A is [rank, in], B is [out, rank].
+//
+// Experts have three-dimensional factors, as the Tinker service writes them: "….mlp.experts.w1.lora_A.weight" [1, rank, in] is shared by all
+// experts and "….w1.lora_B.weight" [experts, out, rank] is their own; w3 (up) as w1 (gate); of w2 (down) A is [experts, rank, in] and B
+// [1, out, rank]. PEFT itself has no such adapters.
 type AdapterTensor struct {
 	Name   string
 	Shape  []int
@@ -194,19 +198,16 @@ func (a *Adapter) check() error {
 		if err != nil {
 			return err
 		}
-		bit, dim, shape := 1, 0, "[rank, in]"
+		bit := 1
 		if which == "B" {
-			bit, dim, shape = 2, 1, "[out, rank]"
+			bit = 2
 		}
 		if factors[module]&bit != 0 {
 			return bad("tensor %s appears twice", quote(t.Name))
 		}
 		factors[module] |= bit
-		if len(t.Shape) != 2 || t.Shape[dim] != a.Rank || t.Shape[1-dim] < 1 {
-			return bad("tensor %s has shape %v, wanted %s with rank %d", quote(t.Name), t.Shape, shape, a.Rank)
-		}
-		if rest := len(t.Values) / a.Rank; len(t.Values)%a.Rank != 0 || rest != t.Shape[1-dim] {
-			return bad("tensor %s has %d values, its shape is %v", quote(t.Name), len(t.Values), t.Shape)
+		if err := t.shaped(module, which, a.Rank); err != nil {
+			return err
 		}
 		for i, v := range t.Values {
 			if v-v != 0 {
@@ -222,6 +223,48 @@ func (a *Adapter) check() error {
 	}
 	return nil
 }
+
+// shaped checks the shape of a factor of module.
+func (t *AdapterTensor) shaped(module, which string, rank int) error {
+	dims, wanted := t.Shape, ""
+	if name, ok := strings.CutPrefix(module[strings.LastIndex(module, ".experts.")+1:], "experts."); ok && slices.Contains(expertModules, name) && len(dims) == 3 {
+		own := "B"
+		if name == "w2" {
+			own = "A"
+		}
+		wanted = "1, "
+		if which == own {
+			wanted = "experts, "
+		}
+		if dims[0] < 1 || which != own && dims[0] != 1 {
+			dims = nil
+		} else {
+			dims = dims[1:]
+		}
+	}
+	dim, shape := 0, "["+wanted+"rank, in]"
+	if which == "B" {
+		dim, shape = 1, "["+wanted+"out, rank]"
+	}
+	if len(dims) != 2 || dims[dim] != rank || dims[1-dim] < 1 {
+		return bad("tensor %s has shape %v, wanted %s with rank %d", quote(t.Name), t.Shape, shape, rank)
+	}
+	rest := len(t.Values)
+	for _, d := range t.Shape {
+		if d < 1 || rest%d != 0 {
+			rest = 0
+			break
+		}
+		rest /= d
+	}
+	if rest != 1 {
+		return bad("tensor %s has %d values, its shape is %v", quote(t.Name), len(t.Values), t.Shape)
+	}
+	return nil
+}
+
+// expertModules are the last path components of modules whose factors may have three dimensions.
+var expertModules = []string{"w1", "w2", "w3"}
 
 // targets returns the last path components of the adapted modules, sorted.
 func targets(tensors []AdapterTensor) []string {

@@ -6,13 +6,14 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
 
 // goldenModels are the tiny models under testdata, each a Hugging Face folder with its golden. What
 // the files hold, and how they are made, is in testdata/README.md.
-var goldenModels = []string{"qwen3-tied", "qwen3-untied"}
+var goldenModels = []string{"qwen3-tied", "qwen3-untied", "qwen3moe-hub", "qwen3moe-fused"}
 
 // goldenFormat is the version of the layout that make_goldens.py writes.
 const goldenFormat = 1
@@ -326,7 +327,7 @@ func checkTensors(t testing.TB, what string, like, f64, f32 map[string]goldenTen
 		t.Errorf("%s: %d, %d tensors and %d noises, wanted %d", what, len(f64), len(f32), len(noise), len(like))
 	}
 	for k, v := range like {
-		if s := f64[k].Shape; len(s) != 2 || s[0] != v.Shape[0] || s[1] != v.Shape[1] {
+		if s := f64[k].Shape; !slices.Equal(s, v.Shape) {
 			t.Errorf("%s: %s has shape %v, wanted %v", what, k, s, v.Shape)
 		}
 		checkClose(t, what+" "+k, f64[k].Data, f32[k].Data, noise[k])

@@ -8,12 +8,14 @@ Needs torch, transformers, peft and safetensors; README.md names the versions of
 describes every file and key. Takes 15 seconds on one core.
 
 Two implementations must agree before a golden is written: transformers with peft, and the plain
-decoder below, which shares no code with them. A new family is one line in MODELS; if it has a block
+decoder below, which shares no code with them. peft has no shared-outer adapters for experts: for a
+mixture of experts the adapter is merged into transformers' weights, inside autograd. A new family is one line in MODELS; if it has a block
 that the plain decoder lacks, add it there (it takes norms on q and k, biases and an untied head from
 the tensors that it finds).
 """
 
 import argparse
+import copy
 import gc
 import json
 import os
@@ -39,6 +41,7 @@ LOGITS_DATUM = 2  # the datum whose logits are stored
 PROMPTS = [1, 5, 17]  # prompt lengths
 NEW_TOKENS = 24
 MARGIN = 1e-3  # greedy tokens must win by this much in logits
+ROUTER_MARGIN = 1e-4  # the last expert chosen must lead the first one left out by this much in probability
 AGREE = 1e-10  # float64: transformers and peft against the plain decoder
 KEY = "base_model.model."  # what PEFT puts before a module's name
 
@@ -64,6 +67,20 @@ MODELS = {
         ranks=dict(adapter=2, adapter_attn=3, adapter_start=2),
         config=dict(hidden_size=27, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=3,
                     head_dim=6, intermediate_size=31, vocab_size=53, tie_word_embeddings=False),
+        rope_theta=1e4),
+    "qwen3moe-hub": dict(
+        family=("Qwen3MoeConfig", "Qwen3MoeForCausalLM"), dtype=torch.float32, shard="1GB", old_config=True,
+        ranks=dict(adapter=2, adapter_attn=1, adapter_start=2),
+        config=dict(hidden_size=22, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+                    head_dim=4, intermediate_size=19, vocab_size=47, tie_word_embeddings=False,
+                    num_experts=6, num_experts_per_tok=2, moe_intermediate_size=9, norm_topk_prob=True, mlp_only_layers=[1]),
+        rope_theta=1e6),
+    "qwen3moe-fused": dict(
+        family=("Qwen3MoeConfig", "Qwen3MoeForCausalLM"), dtype=torch.bfloat16, shard="1GB", old_config=False, fused=True,
+        ranks=dict(adapter=3, adapter_attn=2, adapter_start=3),
+        config=dict(hidden_size=18, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=1,
+                    head_dim=6, intermediate_size=13, vocab_size=37, tie_word_embeddings=False,
+                    num_experts=5, num_experts_per_tok=3, moe_intermediate_size=7, norm_topk_prob=False, decoder_sparse_step=2),
         rope_theta=1e4),
 }
 
@@ -93,6 +110,7 @@ class Plain:
         self.c = json.load(open(os.path.join(folder, "config.json")))
         self.w = {k: v.to(dtype) for k, v in read_weights(folder).items()}
         self.dtype, self.chunk, self.params, self.scale = dtype, chunk, {}, 0.0
+        self.margin = float("inf")  # the closest that any choice of experts was
         if adapter:
             a = json.load(open(os.path.join(adapter, "adapter_config.json")))
             self.scale = a["lora_alpha"] / a["r"]
@@ -148,8 +166,45 @@ class Plain:
             att = torch.softmax(q @ k.transpose(1, 2) * size ** -0.5 + future, -1) @ v
             x = x + self.project(att.transpose(0, 1).reshape(n, -1), s + "o_proj")
             h = self.norm(x, p + "post_attention_layernorm")
-            x = x + self.project(silu(self.project(h, p + "mlp.gate_proj")) * self.project(h, p + "mlp.up_proj"), p + "mlp.down_proj")
+            if p + "mlp.gate.weight" in self.w:
+                x = x + self.experts(h, p + "mlp.")
+            else:
+                x = x + self.project(silu(self.project(h, p + "mlp.gate_proj")) * self.project(h, p + "mlp.up_proj"), p + "mlp.down_proj")
         return self.project(self.norm(x, "model.norm"), "lm_head")
+
+
+    def experts(self, h, p):
+        """A mixture of experts with shared-outer adapters: w1 (gate) and w3 (up) share A, w2 (down) shares B."""
+        prob = torch.softmax(self.product(h, self.w[p + "gate.weight"]), -1)
+        top = self.c["num_experts_per_tok"]
+        order = prob.detach().sort(-1, descending=True)
+        if top < prob.shape[1]:
+            self.margin = min(self.margin, (order.values[:, top - 1] - order.values[:, top]).min().item())
+        weight = torch.zeros_like(prob).scatter(1, order.indices[:, :top], 1.0) * prob
+        if self.c["norm_topk_prob"]:
+            weight = weight / weight.sum(-1, keepdim=True)
+        factor = {m: self.params.get(f"{KEY}{p}experts.{m[0:2]}.lora_{m[2]}.weight") for m in ["w1A", "w1B", "w2A", "w2B", "w3A", "w3B"]}
+        y = torch.zeros_like(h)
+        for e in range(prob.shape[1]):
+            rows = [t for t in range(len(h)) if weight[t, e] != 0]
+            if not rows:
+                continue
+            x, (gate, up, down) = h[rows], self.expert(p + "experts.", e)
+            g, u = self.product(x, gate), self.product(x, up)
+            if factor["w1A"] is not None:
+                g = g + self.scale * self.product(self.product(x, factor["w1A"][0]), factor["w1B"][e])
+                u = u + self.scale * self.product(self.product(x, factor["w3A"][0]), factor["w3B"][e])
+            z = silu(g) * u
+            out = self.product(z, down)
+            if factor["w2A"] is not None:
+                out = out + self.scale * self.product(self.product(z, factor["w2A"][e]), factor["w2B"][0])
+            y = y.index_add(0, torch.tensor(rows), weight[rows, e][:, None] * out)
+        return y
+
+    def expert(self, p, e):
+        if p + "down_proj" in self.w:
+            return *self.w[p + "gate_up_proj"][e].chunk(2), self.w[p + "down_proj"][e]
+        return (self.w[f"{p}{e}.{m}_proj.weight"] for m in ["gate", "up", "down"])
 
 
 def read_weights(folder):
@@ -167,9 +222,12 @@ class Reference:
     """The model as transformers and peft run it, read from the stored files."""
 
     def __init__(self, folder, adapter, dtype, attention="sdpa"):
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
-        self.params = {}
-        if adapter:
+        self.model = load(folder, dtype, attn_implementation=attention)
+        self.params, self.scale, self.merges = {}, 0.0, is_moe(folder)
+        if adapter and self.merges:
+            plain = Plain(folder, adapter, dtype)
+            self.params, self.scale = plain.params, plain.scale
+        elif adapter:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # "tied": merging would change the input side; we never merge
                 self.model = peft.PeftModel.from_pretrained(self.model, adapter, is_trainable=True)
@@ -179,16 +237,52 @@ class Reference:
             make_exact(self.model)
 
     def logits(self, tokens):
-        return self.model(input_ids=torch.tensor([tokens])).logits[0]
+        inputs = dict(input_ids=torch.tensor([tokens]))
+        if self.merges and self.params:
+            return torch.func.functional_call(self.model, self.merged(), kwargs=inputs).logits[0]
+        return self.model(**inputs).logits[0]
+
+    def merged(self):
+        """transformers' weights with the adapter in them: W + scale * B A."""
+        weights = {}
+        for name, w in self.model.named_parameters():
+            if ".mlp.experts." in name:
+                parts, p = [], KEY + name[:name.rindex(".") + 1]
+                for m, part in zip(["w1", "w3"] if "gate_up" in name else ["w2"], w.chunk(2, 1) if "gate_up" in name else [w]):
+                    if p + m + ".lora_A.weight" in self.params:
+                        a, b = self.params[p + m + ".lora_A.weight"], self.params[p + m + ".lora_B.weight"]
+                        part = part + self.scale * torch.matmul(b, a)  # a factor of one expert is broadcast to all
+                    parts.append(part)
+                weights[name] = torch.cat(parts, 1)
+                continue
+            a, b = (self.params.get(f"{KEY}{name.removesuffix('.weight')}.lora_{m}.weight") for m in "AB")
+            weights[name] = w if a is None else w + self.scale * b @ a
+        return weights
 
     def greedy(self, prompt):
-        out = self.model.generate(input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)).long(),
+        model = self.model
+        if self.merges and self.params:
+            model = copy.deepcopy(model)
+            with torch.no_grad():
+                for name, w in self.merged().items():
+                    model.get_parameter(name).copy_(w)
+        out = model.generate(input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)).long(),
                                   max_new_tokens=NEW_TOKENS, do_sample=False)
         return out[0, len(prompt):].tolist()
 
 
+def is_moe(folder):
+    return json.load(open(os.path.join(folder, "config.json")))["model_type"].endswith("_moe")
+
+
+def load(folder, dtype, **options):
+    if is_moe(folder):  # the default wants sizes that are multiples of 16 bytes, and no float64
+        options["experts_implementation"] = "eager"
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+
+
 def make_exact(model):
-    """transformers computes RMSNorm, and the cosine and sine of RoPE, in float32 even in a float64
+    """transformers computes RMSNorm, the router's softmax, and the cosine and sine of RoPE, in float32 even in a float64
     model. These replacements compute in float64, and leave the angles float32: those belong to the model."""
 
     def norm(self, x):
@@ -199,7 +293,17 @@ def make_exact(model):
         angle = torch.cat([angle, angle], -1).double()
         return angle.cos() * self.attention_scaling, angle.sin() * self.attention_scaling
 
+    def router(self, x):
+        logits = linear(x.reshape(-1, x.shape[-1]), self.weight)
+        top = torch.softmax(logits, -1).topk(self.top_k, -1)
+        weights = top.values
+        if self.norm_topk_prob:
+            weights = weights / weights.sum(-1, keepdim=True)
+        return logits, weights, top.indices
+
     for m in model.modules():
+        if type(m).__name__.endswith("TopKRouter"):
+            m.forward = router.__get__(m)
         if type(m).__name__.endswith("RMSNorm"):
             m.forward = norm.__get__(m)
         if type(m).__name__.endswith("RotaryEmbedding"):
@@ -221,22 +325,56 @@ def write_model(folder, spec, gen):
                 p.copy_(1 + 0.2 * r)
             elif "embed_tokens" in name or "lm_head" in name:
                 p.copy_(r * 1.5 / p.shape[1] ** 0.5)  # logits of standard deviation 1.5
+            elif name.endswith("mlp.gate.weight"):
+                p.copy_(r * 2.5 / p.shape[1] ** 0.5)  # choices that are clear, as those of a trained router
             else:
-                p.copy_(r * 1.2 / p.shape[1] ** 0.5)
+                p.copy_(r * 1.2 / p.shape[-1] ** 0.5)
     model.to(spec["dtype"]).save_pretrained(folder, max_shard_size=spec["shard"])
+    if spec.get("fused"):  # as transformers holds them; save_pretrained writes a tensor per expert
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
     if spec["old_config"]:
         path = os.path.join(folder, "config.json")
         c = json.load(open(path))
         rope = c.pop("rope_parameters")
         c["rope_theta"], c["rope_scaling"], c["torch_dtype"] = rope["rope_theta"], None, c.pop("dtype")
         c["transformers_version"] = "4.51.0"
+        if "num_local_experts" in c:
+            c["num_experts"] = c.pop("num_local_experts")
         write_text(path, json.dumps(dict(sorted(c.items())), indent=2))
     stored = read_weights(folder)
     assert ("lm_head.weight" in stored) != spec["config"]["tie_word_embeddings"]
     assert all(t.dtype == spec["dtype"] for t in stored.values())
 
 
+def write_moe_adapter(folder, adapter, rank, targets, zero_b, gen):
+    """What peft has no code for: the same file with the experts' factors, under the names of the Tinker service."""
+    w, factors, modules = read_weights(folder), {}, {}
+    c = json.load(open(os.path.join(folder, "config.json")))
+    for name in w:
+        module = name.removesuffix(".weight")
+        if ".experts." in name:
+            p = module[:module.index(".experts.") + 9]
+            D, F, E = c["hidden_size"], c["moe_intermediate_size"], c.get("num_experts") or c["num_local_experts"]
+            if "down_proj" in targets:
+                modules.update({p + "w1": (1, D, E, F), p + "w3": (1, D, E, F), p + "w2": (E, F, 1, D)})
+        elif module.rsplit(".", 1)[-1] in targets:
+            modules[module] = (0, w[name].shape[1], 0, w[name].shape[0])
+    for module in sorted(modules):
+        ea, i, eb, o = modules[module]
+        a = (2 * torch.rand(([ea] if ea else []) + [rank, i], generator=gen) - 1) / i ** 0.5
+        b = torch.randn(([eb] if eb else []) + [o, rank], generator=gen) * (0 if zero_b else 0.03)
+        factors[f"{KEY}{module}.lora_A.weight"], factors[f"{KEY}{module}.lora_B.weight"] = a, b
+    path = os.path.join(folder, adapter)
+    os.mkdir(path)
+    save_file(factors, os.path.join(path, "adapter_model.safetensors"), metadata={"format": "pt"})
+    config = dict(base_model_name_or_path=os.path.basename(folder), bias="none", lora_alpha=ALPHA, lora_dropout=0.0, peft_type="LORA", r=rank,
+                  target_modules=sorted({m.rsplit(".", 1)[-1] for m in modules}), task_type="CAUSAL_LM")
+    write_text(os.path.join(path, "adapter_config.json"), json.dumps(config, indent=2))
+
+
 def write_adapter(folder, adapter, rank, targets, zero_b, gen):
+    if is_moe(folder):
+        return write_moe_adapter(folder, adapter, rank, targets, zero_b, gen)
     base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     embedding = base.get_input_embeddings().weight.detach().clone()
     with warnings.catch_warnings():
@@ -413,7 +551,7 @@ def eval_section(folder, adapter, batch, tensors):
             ref, lg = exact.logits(tokens), [r.logits(tokens) for r in single]
             assert gap(ref, plain.logits(tokens)) < AGREE
             # What make_exact replaces is rounding, nothing more.
-            stock = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+            stock = load(folder, torch.float64)
             assert gap(ref, stock(input_ids=torch.tensor([tokens])).logits[0]) < 1e-4
         print(f"  logits: standard deviation {ref.std():.3f}")
         tensors["logits/f64"], tensors["logits/f32"] = ref, lg[0]
@@ -452,8 +590,9 @@ def greedy_section(folder, vocab, gen):
     for n in PROMPTS:
         for _ in range(1000):  # the first prompt whose tokens are clear, varied, and changed by the adapter
             prompt = torch.randint(vocab, (n,), generator=gen).tolist()
+            base[1].margin = tuned[1].margin = float("inf")
             answers = [greedy(plain, prompt) for _, plain, _ in (base, tuned)]
-            if (all(lead > MARGIN and len(set(seq)) > 3 for seq, lead in answers) and answers[0][0] != answers[1][0]):
+            if (min(base[1].margin, tuned[1].margin) > ROUTER_MARGIN and all(lead > MARGIN and len(set(seq)) > 3 for seq, lead in answers) and answers[0][0] != answers[1][0]):
                 break
         else:
             raise SystemExit(f"{folder}: no prompt of {n} tokens has clear greedy tokens")
@@ -481,6 +620,12 @@ def make(name, spec, folder, seed):
         write_adapter(folder, adapter, spec["ranks"][adapter], targets, zero_b, gen)
     vocab = spec["config"]["vocab_size"]
     batch, tensors = make_batch(vocab, gen), {}
+    for _ in range(1000):
+        if not is_moe(folder) or routing_margin(folder, batch) > ROUTER_MARGIN:
+            break
+        batch = make_batch(vocab, gen)
+    else:
+        raise SystemExit(f"{folder}: no batch with clear choices of experts")
     golden = dict(format=FORMAT, name=name, seed=seed,
                   versions=dict(python=platform.python_version(), torch=torch.__version__.split("+")[0],
                                 transformers=transformers.__version__, peft=peft.__version__,
@@ -495,6 +640,19 @@ def make(name, spec, folder, seed):
     write_text(os.path.join(folder, "golden.json"), layout(golden))
     save_file({k: v.contiguous() for k, v in tensors.items()}, os.path.join(folder, "golden.safetensors"))
     report(golden)
+
+
+def routing_margin(folder, batch):
+    """The closest choice of experts in all evaluations and all training steps."""
+    least = float("inf")
+    for adapter in ["", "adapter", "adapter_attn", "adapter_start"]:
+        run = Plain(folder, os.path.join(folder, adapter) if adapter else "", torch.float64)
+        if adapter != "adapter_start":
+            evaluate(run, batch)
+        elif least > ROUTER_MARGIN:
+            train(run, batch)
+        least = min(least, run.margin)
+    return least
 
 
 def report(g):
