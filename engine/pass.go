@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"maps"
 	"math"
 	"strings"
 
@@ -35,6 +36,7 @@ type pass struct {
 	tapes    []heldTape
 	logProbs [][]float32
 	weights  [][]float32
+	loads    [][]int // tokens of each expert of each layer, over all micro-batches; nil without experts
 	out      loss.Output
 	result   chan evaluation // of a loss off the device's goroutine; nil before it was started
 	known    bool            // out is there
@@ -196,6 +198,11 @@ func (p *pass) forward() (status, error) {
 	if err != nil {
 		return more, err
 	}
+	if p.backward {
+		if err := p.countLoads(h.tape); err != nil {
+			return more, err
+		}
+	}
 	copy(p.logProbs[h.lo:h.hi], lp)
 	switch {
 	case p.perDatum && p.backward:
@@ -216,6 +223,31 @@ func (p *pass) forward() (status, error) {
 	}
 	p.next = h.hi
 	return more, nil
+}
+
+// countLoads adds a micro-batch's tokens per expert: the statistics are those of the whole operation, however it was cut.
+func (p *pass) countLoads(t *model.Tape) error {
+	loads, err := t.ExpertLoads()
+	if err != nil || p.loads == nil {
+		p.loads = loads
+		return err
+	}
+	for i, layer := range loads {
+		for e, n := range layer {
+			p.loads[i][e] += n
+		}
+	}
+	return nil
+}
+
+// metrics are the loss's, and for a mixture of experts the router's.
+func (p *pass) metrics() map[string]float64 {
+	router := model.RouterMetrics(p.loads)
+	if router == nil {
+		return p.out.Metrics
+	}
+	maps.Copy(router, p.out.Metrics)
+	return router
 }
 
 // differentiate adds a micro-batch's gradient to the op gradient. Weights that are all zero add nothing.
@@ -332,7 +364,7 @@ func (p *pass) end(err error) {
 	out := api.ForwardBackwardOutput{
 		LossFnOutputType: "ArrayRecord",
 		LossFnOutputs:    make([]map[string]api.TensorData, len(p.items)),
-		Metrics:          p.out.Metrics,
+		Metrics:          p.metrics(),
 	}
 	for i, lp := range p.logProbs {
 		t := api.Floats(lp)

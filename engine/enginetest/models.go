@@ -15,12 +15,14 @@ import (
 	"tinkerlocal/engine/hf"
 )
 
-// Shape is the size of a model with the Qwen3 architecture.
+// Shape is the size of a model with the Qwen3 architecture, or the Qwen3-MoE one when it has experts.
 type Shape struct {
 	Layers, Hidden, Heads, KVHeads, HeadDim, FFN, Vocab, Context int
 	Tied                                                         bool
 	EosTokenIDs                                                  []int
 	Seed                                                         uint64
+
+	Experts, TopK, ExpertFFN int // of the last layer; the others are dense
 }
 
 // Small is a model of some ten thousand parameters with odd sizes. No token ends its sequences.
@@ -50,6 +52,11 @@ func (s Shape) Folder() fstest.MapFS {
 		"num_attention_heads": s.Heads, "num_key_value_heads": s.KVHeads, "head_dim": s.HeadDim,
 		"vocab_size": s.Vocab, "max_position_embeddings": s.Context, "rms_norm_eps": 1e-6,
 		"rope_theta": 10000.0, "tie_word_embeddings": s.Tied, "attention_bias": false,
+	}
+	if s.Experts > 0 {
+		config["model_type"], config["architectures"] = "qwen3_moe", []string{"Qwen3MoeForCausalLM"}
+		config["num_experts"], config["num_experts_per_tok"], config["moe_intermediate_size"] = s.Experts, s.TopK, s.ExpertFFN
+		config["decoder_sparse_step"], config["norm_topk_prob"] = s.Layers, true
 	}
 	return fstest.MapFS{
 		"config.json":            {Data: toJSON(config)},
@@ -97,6 +104,12 @@ func (s Shape) weights() []byte {
 		add(p+"self_attn.k_norm.weight", s.HeadDim)
 		add(p+"self_attn.o_proj.weight", s.Hidden, q)
 		add(p+"post_attention_layernorm.weight", s.Hidden)
+		if s.Experts > 0 && l == s.Layers-1 {
+			add(p+"mlp.gate.weight", s.Experts, s.Hidden)
+			add(p+"mlp.experts.gate_up_proj", s.Experts, 2*s.ExpertFFN, s.Hidden)
+			add(p+"mlp.experts.down_proj", s.Experts, s.Hidden, s.ExpertFFN)
+			continue
+		}
 		add(p+"mlp.gate_proj.weight", s.FFN, s.Hidden)
 		add(p+"mlp.up_proj.weight", s.FFN, s.Hidden)
 		add(p+"mlp.down_proj.weight", s.Hidden, s.FFN)
