@@ -78,6 +78,54 @@ func TestCheckMessages(t *testing.T) {
 	}
 }
 
+// TestExpertMessages: the checks of a mixture of experts name what is wrong.
+func TestExpertMessages(t *testing.T) {
+	up, down := &shape{10, 8, []int{5, 5}}, &shape{8, 5, []int{8}}
+	i32 := func(dims ...int) kernels.Tensor { return of(kernels.I32, dims...) }
+	routing := kernels.Routing{IDs: i32(4, 2), Gate: f64(4, 2), Prob: f64(4, 3), Rows: i32(4, 2), Slots: i32(8), Begin: i32(4)}
+	good := kernels.ExpertsArgs{Routing: routing, Y: f64(4, 8), X: f64(4, 8), GU: f64(8, 10), H: f64(8, 5),
+		W: &kernels.Experts{GateUp: []kernels.Weight{up, up, up}, Down: []kernels.Weight{down, down, down}}}
+	experts := func(spoil func(a *kernels.ExpertsArgs)) error {
+		a := good
+		spoil(&a)
+		return a.Check(kernels.F64)
+	}
+	upLoRA := &kernels.LoRA{Rank: 2, A: f64(4, 8), B: f64(30, 2)}
+	downLoRA := &kernels.LoRA{Rank: 2, A: f64(6, 5), B: f64(8, 2)}
+	span := func(l *kernels.LoRA) []kernels.Span { return []kernels.Span{{End: 4, LoRA: l}} }
+	for _, c := range []struct {
+		want string
+		err  error
+	}{
+		{"", good.Check(kernels.F64)},
+		{"", experts(func(a *kernels.ExpertsArgs) {
+			a.Up, a.Down, a.V, a.VSum, a.Lows = span(upLoRA), span(downLoRA), f64(4, 4), f64(4, 2), f64(8, 2)
+		})},
+		{"experts: gu is float64[8 9], wanted [8 10]", experts(func(a *kernels.ExpertsArgs) { a.GU = f64(8, 9) })},
+		{"experts: columns of ids is 4, wanted at most the experts", experts(func(a *kernels.ExpertsArgs) { a.IDs = i32(4, 4) })},
+		{"experts: begin is int32[3], wanted [4]", experts(func(a *kernels.ExpertsArgs) { a.Begin = i32(3) })},
+		{"experts: a weight of the experts is missing or freed", experts(func(a *kernels.ExpertsArgs) { a.W = &kernels.Experts{} })},
+		{"experts: the weights of expert 1 are [8 5] of parts [8] and [8 5], wanted [10 8] of two equal parts and [8 5]", experts(func(a *kernels.ExpertsArgs) {
+			a.W = &kernels.Experts{GateUp: []kernels.Weight{up, down, up}, Down: good.W.Down}
+		})},
+		{"experts: v is missing or freed", experts(func(a *kernels.ExpertsArgs) { a.Up = span(upLoRA) })},
+		{"experts: up b is float64[30 2], wanted [30 3] (span 0)", experts(func(a *kernels.ExpertsArgs) {
+			a.Up = span(&kernels.LoRA{Rank: 3, A: f64(6, 8), B: f64(30, 2)})
+		})},
+		{"experts: down a is float64[2 5], wanted [6 5] (span 0)", experts(func(a *kernels.ExpertsArgs) {
+			a.Down = span(&kernels.LoRA{Rank: 2, A: f64(2, 5), B: f64(8, 2)})
+		})},
+	} {
+		got := ""
+		if c.err != nil {
+			got = c.err.Error()
+		}
+		if got != c.want {
+			t.Errorf("got  %q\nwant %q", got, c.want)
+		}
+	}
+}
+
 func TestChecksDoNotAllocate(t *testing.T) {
 	w := &shape{6, 8, []int{4, 2}}
 	lora := &kernels.LoRA{Rank: 2, A: f64(4, 8), B: f64(6, 2), DA: f64(4, 8), DB: f64(6, 2)}

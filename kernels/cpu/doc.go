@@ -9,6 +9,8 @@
 //     y = x W^T and v = x A^T; over the rank for v B^T; over the rows of W for dy W; over a part's rows for dy B; over all parts' ranks for
 //     dv A. Then base + adapter + residual, two at a time. (Fused in avx2, two roundings in portable.)
 //   - Adapter gradients: segments of 128 tokens from a span's first token, each one chain, added to the gradient one by one in span order.
+//   - Experts: each product as above; sums over a token's experts in ascending order of their ids, in float32, each term (gate times output)
+//     rounded before it is added. The router's probabilities are exp(z - max) divided by their softmax sum.
 //   - RMSNorm and dot products of rows: avx2 adds element i into lane i%32 up to the last full 32, the rest into lane i%8, then a
 //     fixed tree; portable adds in ascending order in float64.
 //   - Softmax sums: avx2 lane i%8, then a tree, i counting from the row's first key or the vocabulary block's first row; portable

@@ -32,7 +32,7 @@
 // # Bits
 //
 // The canonical reductions of package kernels are held by comparing bits: items (tokens, sequences,
-// data) alone and in many batches; adapter gradients of a list of data cut into calls in several
+// data) alone and in many batches, so that experts have other loads; adapter gradients of a list of data cut into calls in several
 // ways; attention by prefill, in chunks, token by token, and on pages; Logits against LogProbs.
 package kerneltest
 

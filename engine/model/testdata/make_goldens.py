@@ -5,7 +5,7 @@ format, PEFT adapters for them, and what torch computes with both, in float64 an
     python make_goldens.py [--out DIR] [--only NAME] [--seed N]
 
 Needs torch, transformers, peft and safetensors; README.md names the versions of the stored files and
-describes every file and key. Takes 15 seconds on one core.
+describes every file and key. Takes a minute on one core.
 
 Two implementations must agree before a golden is written: transformers with peft, and the plain
 decoder below, which shares no code with them. peft has no shared-outer adapters for experts: for a
