@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"tinkerlocal/engine/hf"
 	"tinkerlocal/engine/model"
 	"tinkerlocal/kernels/cpu"
 )
@@ -114,6 +115,43 @@ func TestPoisonedFrame(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestPublishedConfig: the configuration of Qwen3-30B-A3B, whose size is known, under either name of the number of experts.
+func TestPublishedConfig(t *testing.T) {
+	for _, key := range []string{"num_experts", "num_local_experts"} {
+		c, err := hf.ParseConfig([]byte(`{"model_type": "qwen3_moe", "attention_bias": false, "decoder_sparse_step": 1, "head_dim": 128, "hidden_act": "silu",
+			"hidden_size": 2048, "intermediate_size": 6144, "max_position_embeddings": 40960, "max_window_layers": 48, "mlp_only_layers": [],
+			"moe_intermediate_size": 768, "norm_topk_prob": true, "num_attention_heads": 32, "num_experts_per_tok": 8, "num_hidden_layers": 48,
+			"num_key_value_heads": 4, "rms_norm_eps": 1e-06, "rope_scaling": null, "rope_theta": 1000000.0, "sliding_window": null,
+			"tie_word_embeddings": false, "use_sliding_window": false, "vocab_size": 151936, "` + key + `": 128}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := model.NewSpec(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Params() != 30532122624 || !s.NormTopK || s.TopK != 8 || !s.QKNorm {
+			t.Errorf("%d parameters, %+v", s.Params(), s)
+		}
+	}
+}
+
+// TestParamsAreCounted: a load reads exactly the parameters that the architecture counts.
+func TestParamsAreCounted(t *testing.T) {
+	for _, name := range goldenModels {
+		dev, err := cpu.Open(cpu.Options{Threads: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dev.Close()
+		var done, total int64
+		b := load(t, dev, filepath.Join("testdata", name), model.LoadOptions{Progress: func(d, t int64) { done, total = d, t }})
+		if done != total || total != b.Spec.Params() {
+			t.Errorf("%s: %d of %d parameters read, %d counted", name, done, total, b.Spec.Params())
+		}
+	}
 }
 
 // TestExpertsRefused: a mixture of experts that the configuration or the files do not bear out is refused by name.
