@@ -88,13 +88,13 @@ func (f *Format) Examples(messages []Message, o Options) ([]Example, error) {
 	if !slices.Contains(w.trains, true) {
 		return nil, api.Errorf(api.BadRequest, "nothing to train on: mode %q finds none of the %d messages", o.Train, len(messages))
 	}
-	switch o.Train {
-	case TrainLastAssistant, TrainLastTurn, TrainAllAssistant:
-		return f.turns(messages, o, w.trains)
-	}
 	segments, err := f.Render(messages, o)
 	if err != nil {
 		return nil, err
+	}
+	switch o.Train {
+	case TrainLastAssistant, TrainLastTurn, TrainAllAssistant:
+		return f.turns(messages, o, w.trains)
 	}
 	for len(segments) > 0 && !segments[len(segments)-1].Trained {
 		segments = segments[:len(segments)-1]
