@@ -38,6 +38,7 @@ CONTENTS = {
     "newlines": "\n\nfirst\n\n\nsecond\n",
     "unicode": "Größe 北京 🚀👩‍👩‍👧 नमस्ते مرحبا é é ﬁ",
     "spaces": "\u3000wide\u00a0no-break\u2028line\u0085next\u001cfile\u200bzero\u3000",
+    "separators": "\u001f\u001c \u0085a\u001db\u2003\u001e",
     "control": "bell\u0007 null-ish\u0001 delete\u007f tab\tend",
     "code": 'if (a < b && c > "d") { print(\'\\n\' + `x`); } // 100%',
     "jinja": "{{ messages[0] }} {% if x %} {# no #} {{ '{{' }}",
