@@ -47,6 +47,10 @@ type Limits struct {
 	// SamplesPerRequest bounds num_samples. Default 1024.
 	SamplesPerRequest int
 
+	// TopKPromptLogProbs bounds topk_prompt_logprobs. Default 128: the result holds prompt x k pairs of 8 bytes,
+	// 32 MiB for a prompt of 32768 tokens, and distillation uses about 20.
+	TopKPromptLogProbs int
+
 	// StopStrings bounds the stop strings of one request, StopBytes the length of each. Defaults 64 and
 	// 1024: every one is searched for after every token.
 	StopStrings, StopBytes int
@@ -71,7 +75,7 @@ func (l Limits) withDefaults() Limits {
 		{&l.MicroBatchTokens, 4096}, {&l.PrefillTokens, 512}, {&l.DecodeSequences, 64}, {&l.KVPositions, 65536},
 		{&l.Runs, 256}, {&l.QueuedOps, 1024}, {&l.DatumsPerOp, 4096}, {&l.TokensPerOp, 4 << 20},
 		{&l.SampleRequests, 4096}, {&l.SamplesPerRequest, 1024}, {&l.StopStrings, 64}, {&l.StopBytes, 1024},
-		{&l.Remembered, 256},
+		{&l.TopKPromptLogProbs, 128}, {&l.Remembered, 256},
 	} {
 		if *f.v <= 0 {
 			*f.v = f.def

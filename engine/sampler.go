@@ -113,33 +113,57 @@ func (p *Sampler) Close() {
 type request struct {
 	sample.Request
 	sampler *Sampler
-	future  *Future[api.SampleOutput]
-	release func() bool // ends the watch over the caller's ctx
-	stream  *Stream     // nil: nobody watches
-	added   bool        // it is the batch's to end; the device's goroutine only
+	settle  func(api.SampleOutput, error) // the future's end
+	release func() bool                   // ends the watch over the caller's ctx
+	stream  *Stream                       // nil: nobody watches
+	added   bool                          // it is the batch's to end; the device's goroutine only
 }
 
 // Sample draws r.NumSamples continuations of r.Prompt. A sequence ends with a stop token, with the
 // token that completes a stop string, with one of the model's end-of-sequence tokens, or after
-// MaxTokens tokens (0: as many as the model's context and the key/value pool hold). It does not block. When ctx ends before the request has, the request is cancelled and gives its place up.
+// MaxTokens tokens (0: as many as the model's context and the key/value pool hold). NumSamples 0 means 1. It does not block. When ctx
+// ends before the request has, the request is cancelled and gives its place up.
 func (p *Sampler) Sample(ctx context.Context, r api.SampleRequest) (*Future[api.SampleOutput], error) {
-	q, err := p.request(r)
+	f := newFuture[api.SampleOutput]()
+	q, err := p.request(r, max(r.NumSamples, 1))
 	if err != nil {
 		return nil, err
 	}
+	q.settle, f.drop = f.set, q.drop
 	if err := p.submit(ctx, q); err != nil {
 		return nil, err
 	}
-	return q.future, nil
+	return f, nil
 }
 
-// Stream is Sample with the tokens as they are drawn.
-func (p *Sampler) Stream(ctx context.Context, r api.SampleRequest) (*Stream, error) {
-	q, err := p.request(r)
+// ComputeLogProbs gives the log-probability of every token of the prompt, given those before it: the bits of
+// [Run.Forward] with the same weights. It reads the prompt, which may fill the model's context, and draws nothing. ctx
+// is as for Sample.
+func (p *Sampler) ComputeLogProbs(ctx context.Context, prompt api.ModelInput) (*Future[api.PromptLogProbs], error) {
+	f := newFuture[api.PromptLogProbs]()
+	params := api.DefaultSampling()
+	params.Seed = new(int64) // nothing is drawn: no seed is used up
+	q, err := p.request(api.SampleRequest{Prompt: prompt, Params: params, PromptLogProbs: true}, 0)
 	if err != nil {
 		return nil, err
 	}
-	q.stream = newStream(q.future)
+	q.settle = func(out api.SampleOutput, err error) { f.set(out.PromptLogProbs, err) }
+	f.drop = q.drop
+	if err := p.submit(ctx, q); err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// Stream is Sample with the tokens as they are drawn. The prompt's log-probabilities are in its future's result.
+func (p *Sampler) Stream(ctx context.Context, r api.SampleRequest) (*Stream, error) {
+	f := newFuture[api.SampleOutput]()
+	q, err := p.request(r, max(r.NumSamples, 1))
+	if err != nil {
+		return nil, err
+	}
+	q.settle, f.drop = f.set, q.drop
+	q.stream = newStream(f)
 	q.Emit = q.stream.emit
 	if err := p.submit(ctx, q); err != nil {
 		return nil, err
@@ -147,21 +171,25 @@ func (p *Sampler) Stream(ctx context.Context, r api.SampleRequest) (*Stream, err
 	return q.stream, nil
 }
 
-// request checks r. NumSamples 0 means 1.
-func (p *Sampler) request(r api.SampleRequest) (*request, error) {
+// request checks r and makes a request of it for n samples; 0: only its prompt is read.
+func (p *Sampler) request(r api.SampleRequest, n int) (*request, error) {
 	lim, spec := p.e.lim, p.base.info.Spec
 	prompt, err := r.Prompt.Tokens()
 	if err != nil {
 		return nil, err
 	}
-	n := max(r.NumSamples, 1)
+	mostTop := min(lim.TopKPromptLogProbs, spec.Vocab)
 	switch {
 	case len(prompt) == 0:
 		return nil, api.Errorf(api.BadRequest, "the prompt is empty")
-	case len(prompt) >= spec.MaxPositions:
+	case n == 0 && len(prompt) > spec.MaxPositions:
+		return nil, api.Errorf(api.BadRequest, "the prompt has %d tokens, the model's context is %d", len(prompt), spec.MaxPositions)
+	case n > 0 && len(prompt) >= spec.MaxPositions:
 		return nil, api.Errorf(api.BadRequest, "the prompt has %d tokens, the model's context is %d and needs room for one more", len(prompt), spec.MaxPositions)
 	case r.NumSamples < 0 || n > lim.SamplesPerRequest:
 		return nil, api.Errorf(api.BadRequest, "num_samples is %d, wanted 1..%d", r.NumSamples, lim.SamplesPerRequest)
+	case r.TopKPromptLogProbs < 0 || r.TopKPromptLogProbs > mostTop:
+		return nil, api.Errorf(api.BadRequest, "topk_prompt_logprobs is %d, wanted 0..%d", r.TopKPromptLogProbs, mostTop)
 	}
 	if err := p.base.model.CheckTokens(prompt); err != nil {
 		return nil, apiError(fmt.Errorf("prompt: %w", err))
@@ -172,9 +200,10 @@ func (p *Sampler) request(r api.SampleRequest) (*request, error) {
 	if err := p.checkStops(r.Params); err != nil {
 		return nil, err
 	}
-	q := &request{sampler: p, future: newFuture[api.SampleOutput]()}
+	q := &request{sampler: p}
 	q.Request = sample.Request{
 		Prompt: slices.Clone(prompt), Params: r.Params, Samples: n, StopIDs: p.base.info.EosTokenIDs,
+		PromptLogProbs: r.PromptLogProbs, TopKPromptLogProbs: r.TopKPromptLogProbs,
 		Detokenizer: p.base.detok, Done: q.end,
 	}
 	if r.Params.Seed != nil {
@@ -226,7 +255,6 @@ func (p *Sampler) submit(ctx context.Context, q *request) (err error) {
 	}
 	e.sampling++
 	p.users++
-	q.future.drop = q.drop
 	q.release = context.AfterFunc(ctx, q.drop)
 	p.base.incoming = append(p.base.incoming, q)
 	e.signal()
@@ -247,7 +275,7 @@ func (q *request) end(out api.SampleOutput, err error) {
 	e.sampling--
 	q.sampler.unuse()
 	e.mu.Unlock()
-	q.future.set(out, err)
+	q.settle(out, err)
 	if q.stream != nil {
 		q.stream.finish()
 	}

@@ -19,6 +19,9 @@ type SampleRequest struct {
 	Prompt     ModelInput     `json:"prompt"`
 	Params     SamplingParams `json:"sampling_params"`
 	NumSamples int            `json:"num_samples"`
+
+	PromptLogProbs     bool `json:"prompt_logprobs"`      // the prompt's own log-probabilities, too
+	TopKPromptLogProbs int  `json:"topk_prompt_logprobs"` // and the k most probable tokens at each of its positions; 0: none
 }
 
 // The reasons why a sequence ended.
@@ -38,7 +41,14 @@ type SampledSequence struct {
 	StopReason  string    `json:"stop_reason"`
 }
 
-// SampleOutput holds the sequences of one request.
+// SampleOutput holds the sequences of one request. The prompt's log-probabilities are the model's own, at temperature
+// 1 and without filters, whatever the sampling parameters; what was not asked for is nil.
 type SampleOutput struct {
 	Sequences []SampledSequence `json:"sequences"`
+	// PromptLogProbs is there when either kind was asked for.
+	PromptLogProbs PromptLogProbs `json:"prompt_logprobs"`
+	// TopKPromptLogProbs lists, per prompt token, the k most probable tokens of its position, the most
+	// probable first, ties by the lower id. The first token's list is nil. When a prompt token is in its
+	// list, it has there the value that it has in PromptLogProbs.
+	TopKPromptLogProbs [][]TokenLogProb `json:"topk_prompt_logprobs"`
 }

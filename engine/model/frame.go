@@ -9,7 +9,7 @@ import (
 type shape struct {
 	tokens  int
 	targets int  // J: targets per position
-	vrows   int  // rows of logits wanted (generation), 0 in training
+	vrows   int  // rows of logits that exist at a time (generation), 0 in training
 	rank    int  // largest adapter rank in the batch
 	keep    bool // a backward will follow
 	cached  bool // keys and values go to a KV pool, not into the frame
@@ -27,7 +27,7 @@ type frame struct {
 	vHead          kernels.Tensor // [T,R]
 	out, lse       kernels.Tensor // [T,J], [T]
 	last           kernels.Tensor // [S,D]: the rows whose logits are wanted
-	z              kernels.Tensor // [S,V]
+	z              kernels.Tensor // [S,V]; S is shape.vrows
 
 	moe experts
 

@@ -137,13 +137,19 @@ type Feed struct {
 	Cache   *Cache
 	Tokens  []int32
 	Adapter *lora.Weights // nil: the bare base
+
+	// Token i predicts Targets[i]: what is to be scored, for the first len(Targets) tokens. With Top, the Top
+	// most probable tokens are listed for each of them.
+	Targets []int32
+	Top     int
 }
 
 // Logits are the next-token logits of each feed's last token, on the host. LogProb of token i is Z[s][i]-LSE[s],
-// with the bits of Forward. They are valid until the next Extend.
+// with the bits of Forward. They are valid until the next Extend. Scores has what each feed's Targets asked for.
 type Logits struct {
-	Z   [][]float32
-	LSE []float32
+	Z      [][]float32
+	LSE    []float32
+	Scores []Scores
 }
 
 // Extend appends every feed's tokens to its cache in one packed batch. All caches belong to one pool. On
@@ -154,6 +160,9 @@ func (b *Base) Extend(feeds []Feed) (*Logits, error) {
 	}
 	kv := feeds[0].Cache.kv
 	sh := shape{vrows: len(feeds), cached: true}
+	if err := b.scoreShape(feeds, &sh); err != nil {
+		return nil, err
+	}
 	ends, weights := make([]int, len(feeds)), make([]*lora.Weights, len(feeds))
 	seqs := make([]kernels.Seq, len(feeds))
 	var ids, pos, rows []int32
@@ -215,6 +224,9 @@ func (b *Base) Extend(feeds []Feed) (*Logits, error) {
 	if err != nil {
 		return nil, err
 	}
+	if lg.Scores, err = b.score(f, feeds); err != nil {
+		return nil, err
+	}
 	for _, fd := range feeds {
 		fd.Cache.n += len(fd.Tokens)
 	}
@@ -224,6 +236,7 @@ func (b *Base) Extend(feeds []Feed) (*Logits, error) {
 // logits runs the head on the last row of every sequence.
 func (b *Base) logits(f *frame, ends []int, weights []*lora.Weights) (*Logits, error) {
 	ops, S := b.dev.Ops(), len(ends)
+	zs := f.z.RowRange(0, S)
 	rows := make([]int, S)
 	for i, end := range ends {
 		rows[i] = i + 1
@@ -232,13 +245,13 @@ func (b *Base) logits(f *frame, ends []int, weights []*lora.Weights) (*Logits, e
 		}
 	}
 	err := ops.Logits(kernels.LogitsArgs{
-		Z: f.z, LSE: f.lse.RowRange(0, S), V: f.vHead.RowRange(0, S), H: f.last,
+		Z: zs, LSE: f.lse.RowRange(0, S), V: f.vHead.RowRange(0, S), H: f.last.RowRange(0, S),
 		W: b.head, Spans: spans(len(b.Sites)-1, rows, weights),
 	})
 	if err != nil {
 		return nil, err
 	}
-	z, err := kernels.ReadFloats(b.dev, f.z)
+	z, err := kernels.ReadFloats(b.dev, zs)
 	if err != nil {
 		return nil, err
 	}

@@ -59,6 +59,7 @@ func (b *Batch) Add(r *Request) {
 		ids := slices.Concat(r.Params.StopTokens, r.StopIDs)
 		r.seqs[i] = &sequence{req: r, index: i, stops: newStops(ids, r.Params.Stop, d)}
 	}
+	r.openScores()
 	r.open, r.unforked, r.age = r.Samples, r.Samples, b.added
 	b.added++
 	b.waiting = append(b.waiting, &sequence{req: r, index: promptReader})
@@ -68,6 +69,12 @@ func (b *Batch) Add(r *Request) {
 // sequence of the length asked for must fit the pool alone.
 func (b *Batch) limit(r *Request) error {
 	n, pool, asked := len(r.Prompt), b.pages*model.PageLen, r.Params.MaxTokens
+	if r.Samples == 0 {
+		if n > pool {
+			return api.Errorf(api.OutOfMemory, "prompt_logprobs: a prompt of %d tokens does not fit the key/value pool of %d positions", n, pool)
+		}
+		return nil // what exceeds the context, the model refuses
+	}
 	context := b.base.Spec.MaxPositions - n
 	if asked == 0 {
 		r.Params.MaxTokens = min(context, pool-n)
@@ -100,7 +107,14 @@ func (b *Batch) Step() error {
 		return err
 	}
 	for i, s := range fed {
-		if !s.req.over && s.filled() == s.length() {
+		if s.req.over {
+			continue
+		}
+		if err := s.score(len(feeds[i].Tokens), logits.Scores[i]); err != nil {
+			b.fail(s.req, err)
+			continue
+		}
+		if s.filled() == s.length() {
 			b.draw(s, logits.Z[i], logits.LSE[i])
 		}
 	}
@@ -222,7 +236,9 @@ func (b *Batch) compose() (feeds []model.Feed, fed []*sequence) {
 			}
 		}
 		promised += need
-		feeds = append(feeds, model.Feed{Cache: s.cache, Tokens: s.next(n), Adapter: s.req.Adapter})
+		fd := model.Feed{Cache: s.cache, Tokens: s.next(n), Adapter: s.req.Adapter}
+		fd.Targets, fd.Top = s.want(n)
+		feeds = append(feeds, fd)
 		fed = append(fed, s)
 	}
 	return feeds, fed
@@ -267,6 +283,9 @@ func (b *Batch) draw(s *sequence, z []float32, lse float32) {
 	if r.unforked == 0 {
 		r.dropPrompt()
 	}
+	if r.Samples == 0 {
+		b.finish(r)
+	}
 }
 
 // extend draws one token of one sample.
@@ -289,10 +308,16 @@ func (b *Batch) extend(s *sequence, z []float32, lse float32) {
 		s.started = true
 		r.unforked--
 	}
-	if r.open--; r.open > 0 {
-		return
+	if r.open--; r.open == 0 {
+		b.finish(r)
 	}
-	out := api.SampleOutput{Sequences: make([]api.SampledSequence, len(r.seqs))}
+}
+
+// finish ends a request with its result.
+func (b *Batch) finish(r *Request) {
+	out := api.SampleOutput{
+		Sequences: make([]api.SampledSequence, len(r.seqs)), PromptLogProbs: r.scores.logProbs, TopKPromptLogProbs: r.scores.top,
+	}
 	for i, each := range r.seqs {
 		out.Sequences[i] = each.output()
 	}
@@ -318,7 +343,7 @@ func (b *Batch) fail(r *Request, err error) {
 
 func (b *Batch) end(r *Request, out api.SampleOutput, err error) {
 	r.dropPrompt()
-	r.over, r.seqs = true, nil
+	r.over, r.seqs, r.scores = true, nil, scores{}
 	r.Done(out, err)
 }
 

@@ -8,15 +8,18 @@ import (
 	"tinkerlocal/engine/model"
 )
 
-// Request asks a Batch for Samples continuations of one prompt. The caller leaves its fields alone once it is
+// Request asks a Batch for Samples continuations of one prompt, for the prompt's log-probabilities, or both. The caller leaves its fields alone once it is
 // added. Emit and Done are called by Step, in its goroutine, and must not block.
 type Request struct {
 	Prompt  []int32
 	Params  api.SamplingParams // as Check wants them
 	Seed    int64
-	Samples int
+	Samples int           // 0: only the prompt is read
 	Adapter *lora.Weights // nil: the bare base
 	StopIDs []int32       // end a sequence besides Params.StopTokens: the model's end-of-sequence ids
+
+	PromptLogProbs     bool
+	TopKPromptLogProbs int // 0: none
 
 	Detokenizer func() Detokenizer                    // makes one per sample; needed for stop strings only
 	Emit        func(sample int, c Choice)            // each token as it is drawn; may be nil
@@ -28,6 +31,7 @@ type Request struct {
 	prompt    *model.Cache // the prompt's keys and values, while samples that have none of their own may fork it
 	unforked  int          // samples that have not had a cache
 	open      int          // samples that have not ended
+	scores    scores       // of the prompt, as far as it was read
 	over      bool         // Done was called
 }
 
