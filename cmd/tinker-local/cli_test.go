@@ -83,6 +83,7 @@ func TestBadArguments(t *testing.T) {
 		{sampleOK("--temperature", "NaN"), "--temperature is NaN, wanted at least 0"},
 		{sampleOK("--top-k", "0"), "--top-k is 0, wanted -1 (off) or at least 1"},
 		{sampleOK("--top-p", "0"), "--top-p is 0, wanted more than 0 and at most 1"},
+		{sampleOK("--top-logprobs", "-1"), "--top-logprobs is -1, wanted at least 0"},
 		{sampleOK("--stop", ""), "--stop is empty, wanted some text"},
 	} {
 		code, _, stderr := cli(t.Context(), c.args...)

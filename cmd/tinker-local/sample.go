@@ -19,6 +19,8 @@ type sampleFlags struct {
 	stop                   []string
 	seed                   int64
 	logprobs               bool
+	promptLogprobs         bool
+	topLogprobs            int
 }
 
 // sampled is one sequence as --json prints it.
@@ -37,7 +39,8 @@ func sampleCommand(a *app) *cobra.Command {
 		Short: "Sample text from a base model, with or without an adapter",
 		Long:  "sample continues a prompt. Temperature 0 always takes the most likely token.",
 		Example: "  tinker-local sample --model tinker-local/tiny --prompt 'reverse: stone'\n" +
-			"  tinker-local sample --model Qwen/Qwen3-0.6B --models ~/models --adapter my-adapter --prompt 'Once' -n 3 --temperature 0.8 --logprobs",
+			"  tinker-local sample --model Qwen/Qwen3-0.6B --models ~/models --adapter my-adapter --prompt 'Once' -n 3 --temperature 0.8 --logprobs\n" +
+			"  tinker-local sample --model tinker-local/tiny --prompt 'reverse: stone' --max-tokens 1 --top-logprobs 3",
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := f.check(c); err != nil {
 				return usageError{c, err}
@@ -61,6 +64,8 @@ func sampleCommand(a *app) *cobra.Command {
 	l.StringArrayVar(&f.stop, "stop", nil, "end a continuation at this text (may be given several times)")
 	l.Int64Var(&f.seed, "seed", 0, "seed of the draws; not given: random")
 	l.BoolVar(&f.logprobs, "logprobs", false, "print each token's log-probability")
+	l.BoolVar(&f.promptLogprobs, "prompt-logprobs", false, "print the log-probability of each token of the prompt")
+	l.IntVar(&f.topLogprobs, "top-logprobs", 0, "and the k most likely tokens in its place; 0: none")
 	return c
 }
 
@@ -80,6 +85,8 @@ func (f sampleFlags) check(c *cobra.Command) error {
 		return fmt.Errorf("--top-k is %d, wanted -1 (off) or at least 1", f.topK)
 	case !(f.topP > 0 && f.topP <= 1):
 		return fmt.Errorf("--top-p is %v, wanted more than 0 and at most 1", f.topP)
+	case f.topLogprobs < 0:
+		return fmt.Errorf("--top-logprobs is %d, wanted at least 0", f.topLogprobs)
 	}
 	for _, s := range f.stop {
 		if s == "" {
@@ -99,8 +106,9 @@ func sampleText(ctx context.Context, a *app, f sampleFlags, seed *int64) error {
 	if err != nil {
 		return err
 	}
+	prompt := m.tokenizer.Encode(f.prompt, true)
 	future, err := s.Sample(ctx, api.SampleRequest{
-		Prompt: api.FromInts(m.tokenizer.Encode(f.prompt, true)), NumSamples: f.n,
+		Prompt: api.FromInts(prompt), NumSamples: f.n, PromptLogProbs: f.promptLogprobs, TopKPromptLogProbs: f.topLogprobs,
 		Params: api.SamplingParams{
 			MaxTokens: f.maxTokens, Seed: seed, Stop: f.stop,
 			Temperature: f.temperature, TopK: f.topK, TopP: f.topP,
@@ -113,10 +121,11 @@ func sampleText(ctx context.Context, a *app, f sampleFlags, seed *int64) error {
 	if err != nil {
 		return err
 	}
-	return a.printSamples(m, out, f.logprobs)
+	return a.printSamples(m, prompt, out, f.logprobs)
 }
 
-func (a *app) printSamples(m *opened, out api.SampleOutput, logprobs bool) error {
+func (a *app) printSamples(m *opened, prompt []int32, out api.SampleOutput, logprobs bool) error {
+	scores := scorePrompt(m.tokenizer, prompt, out)
 	list := make([]sampled, len(out.Sequences))
 	for i, q := range out.Sequences {
 		list[i] = sampled{Text: m.tokenizer.Decode(q.Tokens, true), Tokens: q.Tokens, StopReason: q.StopReason}
@@ -125,10 +134,17 @@ func (a *app) printSamples(m *opened, out api.SampleOutput, logprobs bool) error
 		}
 	}
 	if a.json {
-		return a.printJSON(map[string]any{"samples": list})
+		v := map[string]any{"samples": list}
+		if scores != nil {
+			v["prompt"] = scores
+		}
+		return a.printJSON(v)
+	}
+	for _, s := range scores {
+		a.say("%s", s)
 	}
 	for i, s := range list {
-		if len(list) > 1 {
+		if len(list) > 1 || scores != nil {
 			a.say("--- sample %d (%s)", i+1, s.StopReason)
 		}
 		a.say("%s", strings.TrimRight(s.Text, "\n"))
