@@ -145,6 +145,31 @@ func TestTopGolden(t *testing.T) {
 	})
 }
 
+// TestScoresMemory: listing tokens for a long prompt takes no more than 32 rows of logits beyond what reading it takes.
+func TestScoresMemory(t *testing.T) {
+	each(t, func(t *testing.T, b *model.Base, g golden) {
+		kv, err := b.NewKV(256)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer kv.Free()
+		ids := make([]int32, 100)
+		var bytes [2]int64
+		for i, fd := range []model.Feed{{Tokens: ids}, {Tokens: ids, Targets: ids, Top: 3}} {
+			fd.Cache = kv.NewCache()
+			if _, err := b.Extend([]model.Feed{fd}); err != nil {
+				t.Fatal(err)
+			}
+			fd.Cache.Release()
+			bytes[i] = b.SpareBytes()
+		}
+		size := int64(b.Device().Info().Act.Size())
+		if more, limit := bytes[1]-bytes[0], 32*int64(b.Spec.Vocab+b.Spec.Hidden)*size; more <= 0 || more > limit {
+			t.Errorf("%d bytes more for the lists, wanted at most %d", more, limit)
+		}
+	})
+}
+
 // TestScoresRefused: what cannot be scored is refused by the feed's number, and no cache grows.
 func TestScoresRefused(t *testing.T) {
 	each(t, func(t *testing.T, b *model.Base, g golden) {
