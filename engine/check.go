@@ -42,8 +42,8 @@ func (r *Run) item(d api.Datum) (it model.Item, err error) {
 	if n == 0 {
 		return it, api.Errorf(api.BadRequest, "model input is empty")
 	}
-	if limit := r.base.info.Spec.MaxPositions; n > limit {
-		return it, api.Errorf(api.BadRequest, "model input has %d tokens, the model's context is %d", n, limit)
+	if spec := &r.base.info.Spec; n > spec.MaxPositions {
+		return it, api.Errorf(api.BadRequest, "model input has %d tokens, the model's context is %s", n, spec.Context())
 	}
 	if err := r.base.model.CheckTokens(tokens); err != nil {
 		return it, err

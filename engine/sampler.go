@@ -183,9 +183,9 @@ func (p *Sampler) request(r api.SampleRequest, n int) (*request, error) {
 	case len(prompt) == 0:
 		return nil, api.Errorf(api.BadRequest, "the prompt is empty")
 	case n == 0 && len(prompt) > spec.MaxPositions:
-		return nil, api.Errorf(api.BadRequest, "the prompt has %d tokens, the model's context is %d", len(prompt), spec.MaxPositions)
+		return nil, api.Errorf(api.BadRequest, "the prompt has %d tokens, the model's context is %s", len(prompt), spec.Context())
 	case n > 0 && len(prompt) >= spec.MaxPositions:
-		return nil, api.Errorf(api.BadRequest, "the prompt has %d tokens, the model's context is %d and needs room for one more", len(prompt), spec.MaxPositions)
+		return nil, api.Errorf(api.BadRequest, "the prompt has %d tokens, the model's context is %s and needs room for one more", len(prompt), spec.Context())
 	case r.NumSamples < 0 || n > lim.SamplesPerRequest:
 		return nil, api.Errorf(api.BadRequest, "num_samples is %d, wanted 1..%d", r.NumSamples, lim.SamplesPerRequest)
 	case r.TopKPromptLogProbs < 0 || r.TopKPromptLogProbs > mostTop:

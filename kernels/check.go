@@ -101,6 +101,11 @@ func (a *LinearArgs) Check(act DType) error {
 	if err := shape2(op, "y", a.Y, act, t, n); err != nil {
 		return err
 	}
+	if !a.Bias.None() {
+		if err := shape1(op, "bias", a.Bias, act, n); err != nil {
+			return err
+		}
+	}
 	if !a.Res.None() {
 		if err := shape2(op, "res", a.Res, act, t, n); err != nil {
 			return err

@@ -140,7 +140,7 @@ type Ops interface {
 	// zero Tensor (nothing is added) and may be dx itself. g is frozen and gets no gradient.
 	RMSNormBackward(dx, dy, x, rstd, g, dres Tensor) error
 
-	// Linear: y = x W^T + v B^T (+ res), v = s * x A^T.
+	// Linear: y = x W^T (+ bias) + v B^T (+ res), v = s * x A^T.
 	Linear(a LinearArgs) error
 	// LinearBackward: from dy it forms dv = dy B (per part), dx = dy W + s * dv A, and ADDS
 	// s * dv^T x to DA and dy^T v to DB of each span's LoRA.
@@ -186,12 +186,14 @@ type Ops interface {
 }
 
 // LinearArgs: x [T,K], w [N,K], y [T,N]. v [T, >= P*maxR] receives the scaled down projections in
-// columns [0, P*R) of each span's rows; it may be the zero Tensor when no span has a LoRA. res
-// [T,N] is added last when it is not the zero Tensor (y may be res). The order of the sum per
-// element is: base product, adapter product, residual.
+// columns [0, P*R) of each span's rows; it may be the zero Tensor when no span has a LoRA. bias [N] is added to
+// every row, and res [T,N] last (y may be res), when they are not the zero Tensor. The order of the sum per
+// element is: base product, bias, adapter product, residual. So with torch's linear and PEFT, where the
+// adapter comes on top of the whole layer. The bias is frozen and has no gradient; the backward does not see it.
 type LinearArgs struct {
 	Y, V, X Tensor
 	W       Weight
+	Bias    Tensor
 	Spans   []Span
 	Res     Tensor
 }

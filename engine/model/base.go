@@ -34,6 +34,7 @@ type layer struct {
 	experts              *kernels.Experts // nil in a dense layer
 	norm1, norm2         kernels.Tensor   // [D]
 	qNorm, kNorm         kernels.Tensor   // [C], or none
+	qkvBias              kernels.Tensor   // [(H+2K)C], or none
 }
 
 // LoadOptions say how weights are kept. The zero value is the default.
@@ -70,6 +71,12 @@ func Load(ctx context.Context, dev kernels.Device, src *hf.Checkpoint, o LoadOpt
 			part{p + "self_attn.q_proj.weight", spec.QWidth(), D},
 			part{p + "self_attn.k_proj.weight", spec.KVWidth(), D},
 			part{p + "self_attn.v_proj.weight", spec.KVWidth(), D})
+		if spec.QKVBias {
+			l.qkvBias = ld.vectors(
+				part{p + "self_attn.q_proj.bias", 1, spec.QWidth()},
+				part{p + "self_attn.k_proj.bias", 1, spec.KVWidth()},
+				part{p + "self_attn.v_proj.bias", 1, spec.KVWidth()})
+		}
 		if spec.QKNorm {
 			l.qNorm = ld.vector(p+"self_attn.q_norm.weight", C)
 			l.kNorm = ld.vector(p+"self_attn.k_norm.weight", C)
@@ -122,7 +129,7 @@ func (b *Base) Free() {
 				free(l.experts.Down[e])
 			}
 		}
-		for _, t := range []kernels.Tensor{l.norm1, l.norm2, l.qNorm, l.kNorm} {
+		for _, t := range []kernels.Tensor{l.norm1, l.norm2, l.qNorm, l.kNorm, l.qkvBias} {
 			b.dev.Free(t.Buf)
 		}
 	}
@@ -230,22 +237,27 @@ func (ld *loader) pack(name string, ms []kernels.Matrix) kernels.Weight {
 }
 
 // vector uploads a norm's gain, widened to the activations' dtype.
-func (ld *loader) vector(name string, n int) kernels.Tensor {
-	t, ok := ld.tensor(name, n)
-	if !ok {
-		return kernels.Tensor{}
+func (ld *loader) vector(name string, n int) kernels.Tensor { return ld.vectors(part{name, 1, n}) }
+
+// vectors uploads vectors one after the other as one, as the parts of a stacked weight lie.
+func (ld *loader) vectors(parts ...part) kernels.Tensor {
+	var v []float32
+	for _, p := range parts {
+		t, ok := ld.tensor(p.name, p.cols)
+		if !ok {
+			return kernels.Tensor{}
+		}
+		for i := range p.cols {
+			v = append(v, floatAt(t.DType, t.Data, i))
+		}
+		ld.src.Release(p.name)
 	}
-	v := make([]float32, n)
-	for i := range v {
-		v[i] = floatAt(t.DType, t.Data, i)
-	}
-	ld.src.Release(name)
-	out, err := kernels.NewTensor(ld.dev, ld.dev.Info().Act, n)
+	out, err := kernels.NewTensor(ld.dev, ld.dev.Info().Act, len(v))
 	if err == nil {
 		err = kernels.WriteFloats(ld.dev, out, v)
 	}
 	if err != nil {
-		ld.err = fmt.Errorf("%s: %w", name, err)
+		ld.err = fmt.Errorf("%s: %w", parts[0].name, err)
 		return out
 	}
 	ld.base.bytes += out.Bytes()

@@ -112,7 +112,7 @@ func (b *Base) check(it Item) error {
 		return api.Errorf(api.BadRequest, "no tokens")
 	}
 	if n > b.Spec.MaxPositions {
-		return api.Errorf(api.BadRequest, "%d tokens, the model's context is %d", n, b.Spec.MaxPositions)
+		return api.Errorf(api.BadRequest, "%d tokens, the model's context is %s", n, b.Spec.Context())
 	}
 	if len(it.Targets)%n != 0 {
 		return api.Errorf(api.BadRequest, "%d targets for %d tokens, wanted a multiple", len(it.Targets), n)
@@ -155,7 +155,7 @@ func (b *Base) decode(f *frame, seqs []kernels.Seq, spans [][]kernels.Span, kv *
 		err := firstErr(
 			func() error { return ops.RMSNorm(f.xn, l.rstd1, l.x, w.norm1, s.Eps) },
 			func() error {
-				return ops.Linear(kernels.LinearArgs{Y: l.qkv, V: l.low[siteQKV], X: f.xn, W: w.qkv, Spans: site[siteQKV]})
+				return ops.Linear(kernels.LinearArgs{Y: l.qkv, V: l.low[siteQKV], X: f.xn, W: w.qkv, Bias: w.qkvBias, Spans: site[siteQKV]})
 			},
 			func() error {
 				return ops.RoPE(kernels.RoPEArgs{

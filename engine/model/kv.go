@@ -175,7 +175,7 @@ func (b *Base) Extend(feeds []Feed) (*Logits, error) {
 		case n == 0:
 			return nil, api.Errorf(api.BadRequest, "feed %d: no tokens", i)
 		case c.n+n > b.Spec.MaxPositions:
-			return nil, api.Errorf(api.BadRequest, "feed %d: %d tokens after %d, the model's context is %d", i, n, c.n, b.Spec.MaxPositions)
+			return nil, api.Errorf(api.BadRequest, "feed %d: %d tokens after %d, the model's context is %s", i, n, c.n, b.Spec.Context())
 		}
 		if err := b.CheckTokens(fd.Tokens); err != nil {
 			return nil, fmt.Errorf("feed %d: %w", i, err)

@@ -64,7 +64,7 @@ func TestLoadRefuses(t *testing.T) {
 		name, want string
 		edit       func(config, header map[string]any, data []byte)
 	}{
-		{"unknown family", `model_type is "gpt9"; this build knows: qwen3`,
+		{"unknown family", `model_type is "gpt9"; this build knows: llama mistral qwen2 qwen3`,
 			func(c, _ map[string]any, _ []byte) { c["model_type"] = "gpt9" }},
 		{"other activation", `hidden_act is "gelu", wanted "silu"`,
 			func(c, _ map[string]any, _ []byte) { c["hidden_act"] = "gelu" }},

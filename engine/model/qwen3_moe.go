@@ -56,9 +56,6 @@ func qwen3MoE(c *hf.Config) (*Spec, error) {
 	if s.sparseLayers() == 0 {
 		s.Sparse = nil
 	}
-	if s.sparseLayers() < s.Layers && s.FFN == 0 {
-		return nil, api.Errorf(api.BadRequest, "config.json: intermediate_size is missing, and some layers are dense")
-	}
 	return s, nil
 }
 

@@ -5,7 +5,6 @@ package model
 
 import (
 	"fmt"
-	"math"
 
 	"tinkerlocal/engine/api"
 	"tinkerlocal/engine/hf"
@@ -19,7 +18,10 @@ type Spec struct {
 	HeadDim, FFN, Vocab, MaxPositions int
 	Eps                               float32
 	RopeTheta                         float64
+	RopeScaling                       RopeScaling
+	Window                            int  // sliding window that limits MaxPositions; 0 when none does
 	QKNorm                            bool // per-head RMSNorm on q and k before the rotation
+	QKVBias                           bool // the q, k and v projections have biases
 	Tied                              bool // the head is the embedding
 
 	// Mixture of experts, in the layers that Sparse marks; the others have a dense feed-forward of FFN. Sparse is nil when all are dense.
@@ -55,7 +57,11 @@ func NewSpec(c *hf.Config) (*Spec, error) {
 	known := ""
 	for _, f := range families {
 		if f.modelType == c.ModelType {
-			return f.spec(c)
+			s, err := f.spec(c)
+			if err == nil && s.FFN == 0 && s.sparseLayers() < s.Layers {
+				return nil, api.Errorf(api.BadRequest, "config.json: intermediate_size is missing, and some layers are dense")
+			}
+			return s, err
 		}
 		known += " " + f.modelType
 	}
@@ -67,11 +73,12 @@ func decoder(c *hf.Config) (*Spec, error) {
 	if c.HiddenAct != "silu" {
 		return nil, api.Errorf(api.Unsupported, "config.json: hidden_act is %q, wanted \"silu\"", c.HiddenAct)
 	}
-	if c.RopeScaling != nil && c.RopeScaling.Type != "" && c.RopeScaling.Type != "default" {
-		return nil, api.Errorf(api.Unsupported, "config.json: rope_scaling type %q is not supported by %s", c.RopeScaling.Type, c.ModelType)
+	scaling, err := ropeScaling(c)
+	if err != nil {
+		return nil, err
 	}
-	if c.UseSlidingWindow {
-		return nil, api.Errorf(api.Unsupported, "config.json: use_sliding_window is true; sliding windows are not supported")
+	if c.MaxPositionEmbeddings == 0 {
+		return nil, api.Errorf(api.BadRequest, "config.json: max_position_embeddings is missing")
 	}
 	if c.AttentionBias || c.MLPBias {
 		return nil, api.Errorf(api.Unsupported, "config.json: biases on linear layers are not supported by %s", c.ModelType)
@@ -80,7 +87,7 @@ func decoder(c *hf.Config) (*Spec, error) {
 		Family: c.ModelType, Layers: c.NumHiddenLayers, Hidden: c.HiddenSize,
 		Heads: c.NumAttentionHeads, KVHeads: c.NumKeyValueHeads, HeadDim: c.HeadDim,
 		FFN: c.IntermediateSize, Vocab: c.VocabSize, MaxPositions: c.MaxPositionEmbeddings,
-		Eps: float32(c.RMSNormEps), RopeTheta: c.RopeTheta, Tied: c.TieWordEmbeddings,
+		Eps: float32(c.RMSNormEps), RopeTheta: c.RopeTheta, RopeScaling: scaling, Tied: c.TieWordEmbeddings,
 	}
 	if s.HeadDim == 0 {
 		if s.Heads == 0 || s.Hidden%s.Heads != 0 {
@@ -94,7 +101,26 @@ func decoder(c *hf.Config) (*Spec, error) {
 	if s.KVHeads < 1 || s.Heads%s.KVHeads != 0 {
 		return nil, api.Errorf(api.BadRequest, "config.json: num_attention_heads %d is not a multiple of num_key_value_heads %d", s.Heads, s.KVHeads)
 	}
+	if c.UseSlidingWindow {
+		s.limitTo(c.SlidingWindow)
+	}
 	return s, nil
+}
+
+// limitTo ends the context at a sliding window: attention here has no windows, and up to the window's length a
+// sequence does not notice one. Zero is no window.
+func (s *Spec) limitTo(window int) {
+	if window > 0 && window < s.MaxPositions {
+		s.MaxPositions, s.Window = window, window
+	}
+}
+
+// Context is MaxPositions for messages, with its reason where that is not the model's own number.
+func (s *Spec) Context() string {
+	if s.Window > 0 {
+		return fmt.Sprintf("%d (its sliding window; longer texts need windowed attention, which is not supported)", s.MaxPositions)
+	}
+	return fmt.Sprint(s.MaxPositions)
 }
 
 // QWidth and KVWidth are the output features of the query and of the key (or value) projections.
@@ -107,6 +133,9 @@ func (s *Spec) Params() int64 {
 	perLayer := D*int64(2*s.QWidth()+2*s.KVWidth()) + 2*D
 	if s.QKNorm {
 		perLayer += int64(2 * s.HeadDim)
+	}
+	if s.QKVBias {
+		perLayer += int64(s.QWidth() + 2*s.KVWidth())
 	}
 	sparse := int64(s.sparseLayers())
 	n := int64(s.Layers)*perLayer + (int64(s.Layers)-sparse)*3*D*int64(s.FFN)
@@ -158,17 +187,4 @@ func (s *Spec) Sites() []lora.Site {
 		)
 	}
 	return append(sites, lora.Site{Kind: lora.Unembed, In: s.Hidden, Parts: []lora.Part{{Module: "lm_head", Out: s.Vocab}}})
-}
-
-// ropeAngle is the rotation angle of pair c of C/2 at a position. The roundings are those of transformers, which
-// computes exponent, power, reciprocal and product in float32: the models were trained with these
-// angles, and at position 40,000 they differ from exact ones by up to 2e-3.
-func (s *Spec) ropeAngle(pos, c int) float32 {
-	return float32(pos) * s.InvFreq(c)
-}
-
-// InvFreq is the angular frequency of pair c: theta^(-2c/C).
-func (s *Spec) InvFreq(c int) float32 {
-	exponent := float32(2*c) / float32(s.HeadDim)
-	return 1 / float32(math.Pow(s.RopeTheta, float64(exponent)))
 }

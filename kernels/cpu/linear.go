@@ -2,7 +2,7 @@ package cpu
 
 import "tinkerlocal/kernels"
 
-// Linear and its backward. Sums: the base product of gemm.go, plus the adapter product, plus the residual (or dx when it is added to), in
+// Linear and its backward. Sums: the base product of gemm.go, plus the bias, plus the adapter product, plus the residual (or dx when it is added to), in
 // that order, two terms at a time.
 
 // ops is the device's operations and the tasks they reuse, so that a call allocates nothing.
@@ -67,12 +67,13 @@ func (g *grid) piece(i int) (r0, r1, p0, p1 int) {
 	return r0, min(r0+g.rb, g.rows), p0, min(p0+g.pb, g.panels)
 }
 
-// linearTask is y = x W^T + v B^T + res, or dx = dy W + dv A (+ dx) when back is set.
+// linearTask is y = x W^T + bias + v B^T + res, or dx = dy W + dv A (+ dx) when back is set.
 type linearTask struct {
 	grid
 	w       *weight
 	groups  []group
 	y, x, v []float32
+	bias    []float32
 	res     []float32
 	ldv     int
 	back    bool
@@ -93,6 +94,7 @@ func (t *linearTask) block(wk *worker, r0, r1, p0, p1 int) {
 	if t.back {
 		in, out = out, in
 	}
+	n := min(p1*panelRows, out) - p0*panelRows
 	c, ldc := &t.y[r0*out+p0*panelRows], out
 	if t.res != nil { // y may be res, so the sum waits in scratch
 		ldc = (p1 - p0) * panelRows
@@ -104,10 +106,15 @@ func (t *linearTask) block(wk *worker, r0, r1, p0, p1 int) {
 		wk.upBackward(c, ldc, r0, r1, t.w, p0, p1, t.groups, t.v, t.ldv)
 	} else {
 		wk.forward(c, ldc, &t.x[r0*in], in, r1-r0, t.w, p0, p1)
+		if t.bias != nil {
+			for r := range r1 - r0 {
+				row := step(c, bytesOf(r*ldc))
+				wk.vec.add(row, row, &t.bias[p0*panelRows], uintptr(n))
+			}
+		}
 		wk.up(c, ldc, r0, r1, t.w, p0, p1, t.groups, t.v, t.ldv)
 	}
 	if t.res != nil {
-		n := min(p1*panelRows, out) - p0*panelRows
 		for r := r0; r < r1; r++ {
 			at := r*out + p0*panelRows
 			wk.vec.add(&t.y[at], &wk.strip[(r-r0)*ldc], &t.res[at], uintptr(n))
@@ -182,19 +189,19 @@ func (t *downTask) run(wk *worker, i int) {
 	}
 }
 
-// Linear is y = x W^T + v B^T (+ res), v = s * x A^T.
+// Linear is y = x W^T (+ bias) + v B^T (+ res), v = s * x A^T.
 func (o *ops) Linear(a kernels.LinearArgs) error {
 	if err := a.Check(kernels.F32); err != nil {
 		return err
 	}
-	w, err := o.mine("linear", a.W, a.Spans, a.Y, a.V, a.X, a.Res)
+	w, err := o.mine("linear", a.W, a.Spans, a.Y, a.V, a.X, a.Bias, a.Res)
 	if err != nil {
 		return err
 	}
 	o.groups = groups(o.groups, a.Spans, true)
 	x, v, rows := floats(a.X), floats(a.V), a.X.Shape[0]
 	o.runDown(downTask{w: w, groups: o.groups, v: v, x: x, ldv: a.V.Cols(), rows: rows})
-	o.lin = linearTask{grid: o.cut(rows, w.panels(), w.cols), w: w, groups: o.groups, y: floats(a.Y), x: x, v: v, res: floats(a.Res), ldv: a.V.Cols()}
+	o.lin = linearTask{grid: o.cut(rows, w.panels(), w.cols), w: w, groups: o.groups, y: floats(a.Y), x: x, v: v, bias: floats(a.Bias), res: floats(a.Res), ldv: a.V.Cols()}
 	o.pool.run(&o.lin, o.lin.pieces())
 	return nil
 }

@@ -39,7 +39,9 @@ type linearProblem struct {
 	loras    []hostLoRA
 	w        hostWeight
 	x, res   host
+	bias     host
 	dy, dx   host // for the backward; dx is what it adds to
+	hasBias  bool
 	hasRes   bool
 	resAlias bool // y is res
 }
@@ -55,6 +57,7 @@ func drawLinear(g *gen, s linearShape, store kernels.DType, pattern int) *linear
 	}
 	p.x, p.res = g.normal(1, s.tokens, s.k), g.normal(1, s.tokens, n)
 	p.dy, p.dx = g.normal(1, s.tokens, n), g.normal(1, s.tokens, s.k)
+	p.bias = g.normal(1, n)
 	return p
 }
 
@@ -73,6 +76,9 @@ func (p *linearProblem) forward(r *rig) kernels.LinearArgs {
 	if w := p.width(); w > 0 {
 		a.V = r.out("v", p.tokens, w)
 		r.slot(a.V).skip = skipOutside(p.tokens, w, len(p.parts), p.spans, p.loras)
+	}
+	if p.hasBias {
+		a.Bias = r.in("bias", p.bias)
 	}
 	switch {
 	case p.resAlias:
@@ -137,12 +143,12 @@ func linearCases() []opCase {
 	for i, s := range linearShapes {
 		for j, store := range []kernels.DType{kernels.F32, kernels.BF16} {
 			for _, pattern := range []int{i + j, i + j + 2} {
-				res := (i + j) % 3
+				res, bias := (i+j)%3, (i+pattern/2)%2 == 0
 				form := linearBackwardForm((i + j + pattern) % 3)
 				name := fmt.Sprintf("T=%d K=%d N=%v %v spans %d", s.tokens, s.k, s.parts, store, pattern%5)
-				fwd = append(fwd, opCase{"linear", fmt.Sprintf("%s res %d", name, res), 2, seedsFor(s.tokens * 4), func(r *rig) func() error {
+				fwd = append(fwd, opCase{"linear", fmt.Sprintf("%s res %d bias %t", name, res, bias), 2, seedsFor(s.tokens * 4), func(r *rig) func() error {
 					p := drawLinear(r.g, s, store, pattern)
-					p.hasRes, p.resAlias = res > 0, res == 2
+					p.hasBias, p.hasRes, p.resAlias = bias, res > 0, res == 2
 					a := p.forward(r)
 					return func() error { return r.ops.Linear(a) }
 				}})

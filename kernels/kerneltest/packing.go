@@ -122,7 +122,7 @@ func (p linearPacking) run(r *rig, order []int) [][]byte {
 	}
 	a := kernels.LinearArgs{
 		Y: r.out("y", at, n), V: r.out("v", at, width), X: r.in("x", stack(xs...)), W: w,
-		Spans: spans, Res: r.in("res", stack(rs...)),
+		Bias: r.in("bias", g.normal(1, n)), Spans: spans, Res: r.in("res", stack(rs...)),
 	}
 	r.must(r.ops.Linear(a))
 	bits := make([][]byte, len(order))

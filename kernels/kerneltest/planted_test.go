@@ -60,7 +60,7 @@ func (o orderOps) Linear(a kernels.LinearArgs) error {
 		return err
 	}
 	halves := [2]kernels.LinearArgs{a, a}
-	halves[1].Res = kernels.Tensor{}
+	halves[1].Bias, halves[1].Res = kernels.Tensor{}, kernels.Tensor{}
 	for i := range halves {
 		h := &halves[i]
 		part := make([]float32, len(x))

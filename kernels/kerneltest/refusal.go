@@ -87,11 +87,12 @@ func (t *refuser) spoil(op, name string, field *kernels.Tensor, call func() erro
 
 func refuseLinear(r *rig, t *refuser) {
 	p := drawLinear(r.g, linearShape{5, 8, []int{3, 4}}, kernels.F32, 1)
-	p.hasRes = true
+	p.hasRes, p.hasBias = true, true
 	a := p.forward(r)
 	call := func() error { return r.ops.Linear(a) }
 	t.spoil("linear", "x", &a.X, call)
 	t.spoil("linear", "y", &a.Y, call)
+	t.spoil("linear", "bias", &a.Bias, call)
 	t.spoil("linear", "res", &a.Res, call)
 	l := a.Spans[0].LoRA
 	t.spoil("linear", "a", &l.A, call)

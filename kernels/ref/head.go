@@ -23,7 +23,7 @@ func (o ops[F]) LogProbs(a kernels.LogProbsArgs) error {
 	z := o.d.scores(w.rows)
 	js := a.Target.Shape[1]
 	for t := range lse {
-		project(z, rowOf(v, t, a.V.Cols()), rowOf(h, t, w.cols), w, spanOf(a.Spans, t), nil)
+		project(z, rowOf(v, t, a.V.Cols()), rowOf(h, t, w.cols), w, nil, spanOf(a.Spans, t), nil)
 		lse[t] = logSumExp(z)
 		for j, i := range target[t*js : (t+1)*js] {
 			out[t*js+j] = 0
@@ -46,7 +46,7 @@ func (o ops[F]) Logits(a kernels.LogitsArgs) error {
 	z, lse, v, h := view[F](a.Z), view[F](a.LSE), optional[F](a.V), view[F](a.H)
 	for t := range lse {
 		zt := rowOf(z, t, w.rows)
-		project(zt, rowOf(v, t, a.V.Cols()), rowOf(h, t, w.cols), w, spanOf(a.Spans, t), nil)
+		project(zt, rowOf(v, t, a.V.Cols()), rowOf(h, t, w.cols), w, nil, spanOf(a.Spans, t), nil)
 		lse[t] = logSumExp(zt)
 	}
 	return nil
@@ -134,7 +134,7 @@ func headGrad[F float](dz, low, h []F, w *matrix[F], l *kernels.LoRA, lse F, tar
 	if !some {
 		return false
 	}
-	project(dz, low, h, w, l, nil)
+	project(dz, low, h, w, nil, l, nil)
 	for i := range dz {
 		dz[i] = total * exp(dz[i]-lse)
 	}

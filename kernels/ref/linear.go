@@ -48,8 +48,8 @@ func spanOf(spans []kernels.Span, t int) *kernels.LoRA {
 	return nil
 }
 
-// project sets y = W x + B v (+ res) for one token, v = s * A x.
-func project[F float](y, v, x []F, w *matrix[F], l *kernels.LoRA, res []F) {
+// project sets y = W x (+ bias) + B v (+ res) for one token, v = s * A x.
+func project[F float](y, v, x []F, w *matrix[F], bias []F, l *kernels.LoRA, res []F) {
 	var ad adapter[F]
 	if l != nil {
 		ad = newAdapter[F](l, false)
@@ -57,6 +57,9 @@ func project[F float](y, v, x []F, w *matrix[F], l *kernels.LoRA, res []F) {
 	}
 	for o := range w.rows {
 		sum := dot(w.row(o), x)
+		if bias != nil {
+			sum += bias[o]
+		}
 		if l != nil {
 			sum += ad.up(v, o, w.part[o])
 		}
@@ -83,15 +86,15 @@ func (o ops[F]) Linear(a kernels.LinearArgs) error {
 	if err != nil {
 		return err
 	}
-	if err := o.d.own("linear", a.Y, a.V, a.X, a.Res); err != nil {
+	if err := o.d.own("linear", a.Y, a.V, a.X, a.Bias, a.Res); err != nil {
 		return err
 	}
 	if err := o.d.ownSpans("linear", a.Spans, false); err != nil {
 		return err
 	}
-	y, v, x, res := view[F](a.Y), optional[F](a.V), view[F](a.X), optional[F](a.Res)
+	y, v, x, bias, res := view[F](a.Y), optional[F](a.V), view[F](a.X), optional[F](a.Bias), optional[F](a.Res)
 	for t := range a.X.Shape[0] {
-		project(rowOf(y, t, w.rows), rowOf(v, t, a.V.Cols()), rowOf(x, t, w.cols), w, spanOf(a.Spans, t), rowOf(res, t, w.rows))
+		project(rowOf(y, t, w.rows), rowOf(v, t, a.V.Cols()), rowOf(x, t, w.cols), w, bias, spanOf(a.Spans, t), rowOf(res, t, w.rows))
 	}
 	return nil
 }
