@@ -13,7 +13,7 @@ import (
 
 // goldenModels are the tiny models under testdata, each a Hugging Face folder with its golden. What
 // the files hold, and how they are made, is in testdata/README.md.
-var goldenModels = []string{"qwen3-tied", "qwen3-untied", "qwen3moe-hub", "qwen3moe-fused"}
+var goldenModels = []string{"qwen3-tied", "qwen3-untied", "qwen3moe-hub", "qwen3moe-fused", "llama", "qwen2", "mistral"}
 
 // goldenFormat is the version of the layout that make_goldens.py writes.
 const goldenFormat = 1
@@ -228,6 +228,8 @@ func TestGoldensAreConsistent(t *testing.T) {
 			var cfg struct {
 				Vocab   int `json:"vocab_size"`
 				HeadDim int `json:"head_dim"`
+				Hidden  int `json:"hidden_size"`
+				Heads   int `json:"num_attention_heads"`
 			}
 			raw, err := os.ReadFile(filepath.Join(g.Dir, "config.json"))
 			if err != nil {
@@ -235,6 +237,9 @@ func TestGoldensAreConsistent(t *testing.T) {
 			}
 			if err := json.Unmarshal(raw, &cfg); err != nil {
 				t.Fatal(err)
+			}
+			if cfg.HeadDim == 0 {
+				cfg.HeadDim = cfg.Hidden / cfg.Heads
 			}
 
 			for i, d := range g.Batch {

@@ -66,6 +66,8 @@ func TestLoadRefuses(t *testing.T) {
 	}{
 		{"unknown family", `model_type is "gpt9"; this build knows: llama mistral qwen2 qwen3`,
 			func(c, _ map[string]any, _ []byte) { c["model_type"] = "gpt9" }},
+		{"no bias", `tensor "model.layers.0.self_attn.q_proj.bias" is missing`,
+			func(c, _ map[string]any, _ []byte) { c["model_type"] = "qwen2" }},
 		{"other activation", `hidden_act is "gelu", wanted "silu"`,
 			func(c, _ map[string]any, _ []byte) { c["hidden_act"] = "gelu" }},
 		{"heads", "num_attention_heads 7 is not a multiple of num_key_value_heads 2",

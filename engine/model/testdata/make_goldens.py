@@ -5,7 +5,7 @@ format, PEFT adapters for them, and what torch computes with both, in float64 an
     python make_goldens.py [--out DIR] [--only NAME] [--seed N]
 
 Needs torch, transformers, peft and safetensors; README.md names the versions of the stored files and
-describes every file and key. Takes a minute on one core.
+describes every file and key. Takes 90 seconds on one core.
 
 Two implementations must agree before a golden is written: transformers with peft, and the plain
 decoder below, which shares no code with them. peft has no shared-outer adapters for experts: for a
@@ -18,6 +18,7 @@ import argparse
 import copy
 import gc
 import json
+import math
 import os
 import platform
 import shutil
@@ -82,6 +83,29 @@ MODELS = {
                     head_dim=6, intermediate_size=13, vocab_size=37, tie_word_embeddings=False,
                     num_experts=5, num_experts_per_tok=3, moe_intermediate_size=7, norm_topk_prob=False, decoder_sparse_step=2),
         rope_theta=1e4),
+    # Of five pairs, one keeps its frequency, one is interpolated and three are divided: all of llama3's cases.
+    "llama": dict(
+        family=("LlamaConfig", "LlamaForCausalLM"), dtype=torch.float32, shard="1GB", old_config=True,
+        ranks=dict(adapter=3, adapter_attn=2, adapter_start=3),
+        config=dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                    head_dim=10, intermediate_size=26, vocab_size=61, tie_word_embeddings=True,
+                    rms_norm_eps=1e-5, bos_token_id=None, eos_token_id=None),
+        rope_theta=1e4, rope=dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                                  original_max_position_embeddings=64)),
+    "qwen2": dict(
+        family=("Qwen2Config", "Qwen2ForCausalLM"), dtype=torch.bfloat16, shard="1GB", old_config=True,
+        ranks=dict(adapter=2, adapter_attn=3, adapter_start=2),
+        config=dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                    intermediate_size=29, vocab_size=59, tie_word_embeddings=True,
+                    use_sliding_window=False, sliding_window=16),
+        rope_theta=1e6),
+    "mistral": dict(
+        family=("MistralConfig", "MistralForCausalLM"), dtype=torch.bfloat16, shard="1GB", old_config=False,
+        ranks=dict(adapter=2, adapter_attn=2, adapter_start=2),
+        config=dict(hidden_size=22, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2,
+                    head_dim=8, intermediate_size=27, vocab_size=57, tie_word_embeddings=False,
+                    sliding_window=None, bos_token_id=None, eos_token_id=None),
+        rope_theta=1e6),
 }
 
 # The ten steps: every hyper-parameter may change from step to step. clip 0 is off.
@@ -141,8 +165,11 @@ class Plain:
     def rotate(self, x):  # [n, T, C]: pair i is (i, i + C/2)
         half = x.shape[-1] // 2
         # Inverse frequencies and angles are float32 in the models' own code, at any precision of the rest.
-        theta = self.c.get("rope_theta") or self.c["rope_parameters"]["rope_theta"]
+        rope = self.c.get("rope_parameters") or self.c["rope_scaling"] or {}
+        theta = self.c.get("rope_theta") or rope["rope_theta"]
         inv = 1.0 / theta ** (torch.arange(0, 2 * half, 2).float() / (2 * half))
+        if rope.get("rope_type") == "llama3":
+            inv = torch.stack([llama3(f, rope) for f in inv])
         angle = torch.arange(x.shape[1]).float()[:, None] * inv
         cos, sin = angle.to(self.dtype).cos(), angle.to(self.dtype).sin()
         lo, hi = x[..., :half], x[..., half:]
@@ -205,6 +232,19 @@ class Plain:
         if p + "down_proj" in self.w:
             return *self.w[p + "gate_up_proj"][e].chunk(2), self.w[p + "down_proj"][e]
         return (self.w[f"{p}{e}.{m}_proj.weight"] for m in ["gate", "up", "down"])
+
+
+def llama3(f, rope):
+    """One frequency of Llama 3.1: kept, divided or in between by how often its wavelength fits the original context."""
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    wave = 2 * math.pi / f
+    fits = rope["original_max_position_embeddings"] / wave
+    if fits > high:
+        return f
+    if fits < low:
+        return f / rope["factor"]
+    t = (fits - low) / (high - low)
+    return (1 - t) * f / rope["factor"] + t * f
 
 
 def read_weights(folder):
@@ -315,14 +355,16 @@ def make_exact(model):
 
 def write_model(folder, spec, gen):
     config_class, model_class = (getattr(transformers, n) for n in spec["family"])
-    config = config_class(rope_parameters=dict(rope_type="default", rope_theta=spec["rope_theta"]),
-                          rms_norm_eps=1e-6, max_position_embeddings=128, **spec["config"])
+    rope = dict(rope_type="default", rope_theta=spec["rope_theta"]) | spec.get("rope", {})
+    config = config_class(**dict(rope_parameters=rope, rms_norm_eps=1e-6, max_position_embeddings=128) | spec["config"])
     model = model_class(config)
     with torch.no_grad():
         for name, p in model.named_parameters():  # the tied head is not listed twice
             r = torch.randn(p.shape, generator=gen)
             if "norm" in name:
                 p.copy_(1 + 0.2 * r)
+            elif name.endswith(".bias"):
+                p.copy_(0.3 * r)
             elif "embed_tokens" in name or "lm_head" in name:
                 p.copy_(r * 1.5 / p.shape[1] ** 0.5)  # logits of standard deviation 1.5
             elif name.endswith("mlp.gate.weight"):
@@ -336,7 +378,9 @@ def write_model(folder, spec, gen):
         path = os.path.join(folder, "config.json")
         c = json.load(open(path))
         rope = c.pop("rope_parameters")
-        c["rope_theta"], c["rope_scaling"], c["torch_dtype"] = rope["rope_theta"], None, c.pop("dtype")
+        c["rope_theta"], c["rope_scaling"], c["torch_dtype"] = rope.pop("rope_theta"), None, c.pop("dtype")
+        if rope["rope_type"] != "default":
+            c["rope_scaling"] = rope
         c["transformers_version"] = "4.51.0"
         if "num_local_experts" in c:
             c["num_experts"] = c.pop("num_local_experts")
