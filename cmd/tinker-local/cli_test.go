@@ -211,7 +211,7 @@ func TestVersionDoctorHelp(t *testing.T) {
 	if code != exitOK || !strings.HasPrefix(out, "tinker-local ") {
 		t.Errorf("version: exit code %d, %q", code, out)
 	}
-	for _, command := range []string{"quickstart", "train", "sample", "doctor", "version"} {
+	for _, command := range []string{"quickstart", "train", "sample", "model", "doctor", "version"} {
 		code, out, _ = cli(t.Context(), command, "--help")
 		for _, want := range []string{"Examples:", "--models", "--device", "--dtype", "--json"} {
 			if code != exitOK || !strings.Contains(out, want) {

@@ -18,6 +18,7 @@ var commands = []func(*app) *cobra.Command{
 	quickstartCommand,
 	trainCommand,
 	sampleCommand,
+	modelCommand,
 	doctorCommand,
 	versionCommand,
 }

@@ -195,6 +195,17 @@ func (c *Checkpoint) in(name string, err error) error {
 // file name; the file is at most 128 MiB. A missing file is NotFound.
 func (c *Checkpoint) File(name string) ([]byte, error) { return c.read(name, maxFileBytes) }
 
+// Bytes is the size of the weight files.
+func (c *Checkpoint) Bytes() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := int64(0)
+	for _, b := range c.blobs {
+		n += int64(len(b.data))
+	}
+	return n
+}
+
 // Names returns the names of all tensors, sorted. It includes those of an element type that Want
 // refuses.
 func (c *Checkpoint) Names() []string {

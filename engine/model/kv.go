@@ -29,8 +29,7 @@ type Cache struct {
 
 // KVBytes is the device memory of a pool for that many positions. Any goroutine may call it.
 func (b *Base) KVBytes(positions int) int64 {
-	rows := int64(pagesFor(positions) * PageLen)
-	return 2 * int64(b.Spec.Layers) * rows * int64(b.Spec.KVWidth()*b.dev.Info().Act.Size())
+	return b.Spec.KVBytes(b.dev.Info().Act, positions)
 }
 
 func pagesFor(positions int) int { return (positions + PageLen - 1) / PageLen }
