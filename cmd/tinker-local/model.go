@@ -151,6 +151,9 @@ func (a *app) printReport(r modelReport) {
 	row("key/value heads", "%d", r.KVHeads)
 	row("head size", "%d", r.HeadDim)
 	row("feed-forward", "%d", r.FFN)
+	if r.Experts > 0 {
+		row("experts", "%d of %d features, %d per token", r.Experts, r.ExpertFFN, r.TopK)
+	}
 	row("vocabulary", "%d", r.Vocab)
 	row("tied embeddings", "%s", yes[r.Tied])
 	if r.Memory == nil {

@@ -34,6 +34,9 @@ type Info struct {
 	FFN        int    `json:"feed_forward,omitempty"`
 	Vocab      int    `json:"vocabulary,omitempty"`
 	Tied       bool   `json:"tied_embeddings,omitempty"`
+	Experts    int    `json:"experts,omitempty"` // of a layer that has them; 0 in a dense model
+	TopK       int    `json:"experts_per_token,omitempty"`
+	ExpertFFN  int    `json:"expert_feed_forward,omitempty"`
 	LoraAttn   int    `json:"lora_attn_per_rank,omitempty"`
 	LoraMLP    int    `json:"lora_mlp_per_rank,omitempty"`
 	LoraHead   int    `json:"lora_unembed_per_rank,omitempty"`
@@ -78,6 +81,7 @@ func describe(name string, src *hf.Checkpoint) Info {
 		i.spec = s
 	}
 	i.Params, i.Context, i.Window, i.HeadDim = s.Params(), s.MaxPositions, s.Window, s.HeadDim
+	i.Experts, i.TopK, i.ExpertFFN = s.Experts, s.TopK, s.ExpertFFN
 	sites := s.Sites()
 	i.LoraAttn = lora.Params(sites, api.LoraConfig{Rank: 1, TrainAttn: true})
 	i.LoraMLP = lora.Params(sites, api.LoraConfig{Rank: 1, TrainMLP: true})

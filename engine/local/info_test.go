@@ -66,6 +66,21 @@ func TestNeedsAreWhatIsUsed(t *testing.T) {
 	}
 }
 
+// TestDescribeExperts: of a mixture of experts the published counts are known, and its memory follows the plan.
+func TestDescribeExperts(t *testing.T) {
+	i, err := Models{}.Describe(filepath.Join("..", "model", "testdata", "qwen3moe-hub"))
+	if err != nil || i.Problem != "" {
+		t.Fatal(err, i.Problem)
+	}
+	if i.Kind != "MoE" || i.Experts != 6 || i.TopK != 2 || i.ExpertFFN != 9 || i.LoraMLP != 2*3*(22+6*9)+3*(22+19) {
+		t.Errorf("%+v", i)
+	}
+	n, err := i.Needs(kernels.Info{Act: kernels.F32}, "")
+	if err != nil || n.Adapter != 5*4*int64(i.LoraRank32) || n.Batch == 0 || n.Weights < 4*i.Params {
+		t.Errorf("%+v, %v", n, err)
+	}
+}
+
 // TestDescribe: one golden model of another family, in full.
 func TestDescribe(t *testing.T) {
 	i, err := Models{}.Describe(filepath.Join("..", "model", "testdata", "qwen2"))
