@@ -24,10 +24,16 @@ type app struct {
 func (a *app) globalFlags(root *cobra.Command) {
 	f := root.PersistentFlags()
 	a.opt.Device, a.opt.DType = "auto", "auto"
-	f.StringVar(&a.opt.Models, "models", "", "folder that holds ORG/NAME model folders")
+	a.opt.HubCache = local.DefaultHubCache(os.Getenv)
+	f.StringVar(&a.opt.Models, "models", local.DefaultModels(os.Getenv), "folder that holds ORG/NAME model folders; $"+local.ModelsVariable+" sets another default")
 	f.Var(deviceFlag{&a.opt.Device}, "device", "where to compute: auto, cpu, cuda or cuda:N")
 	f.Var(choiceFlag{&a.opt.DType, []string{"auto", "float32", "bfloat16"}}, "dtype", "how base weights are kept: auto (as in the files), float32 or bfloat16")
 	f.BoolVar(&a.json, "json", false, "print one JSON object on standard output instead of text")
+}
+
+// models finds base models where the flags say.
+func (a *app) models() local.Models {
+	return local.Models{Dir: a.opt.Models, HubCache: a.opt.HubCache}
 }
 
 // printJSON writes v as one JSON object.

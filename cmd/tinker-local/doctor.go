@@ -74,7 +74,7 @@ func (a *app) examine(c *cobra.Command) []finding {
 	}
 	add("memory", nil, memory)
 	if a.opt.Models != "" {
-		add("models", nil, strings.Join(local.Models{Dir: a.opt.Models}.List(), ", "))
+		add("models", nil, strings.Join(a.models().List(), ", "))
 	}
 	add("sampling", probe(c, m), "the embedded model answers")
 	return found

@@ -23,7 +23,7 @@ type opened struct {
 
 // open starts an engine and loads a base model, with a bar while it loads.
 func (a *app) open(ctx context.Context, model string) (_ *opened, err error) {
-	tok, err := local.Models{Dir: a.opt.Models}.Tokenizer(model)
+	tok, err := a.models().Tokenizer(model)
 	if err != nil {
 		return nil, err
 	}

@@ -18,10 +18,12 @@ import (
 
 // Options say what the machine is to be used for. The zero value serves the embedded model on the best device.
 type Options struct {
-	Models string // folder of ORG/NAME folders; "": only the embedded model and paths
+	Models string // folder of ORG/NAME folders; "": only the embedded model, paths and the hub cache
 	Device string // "auto" (or ""), "cpu", "cuda", "cuda:N"
 	DType  string // how base weights are kept: "auto" (or ""), "float32", "bfloat16"
 	Limits engine.Limits
+
+	HubCache string // cache of Hugging Face programs, also a source of models; "": not looked into; see DefaultHubCache
 
 	Progress func(model string, done, total int64) // parameters of a base loaded; see engine.Options
 	Log      *slog.Logger                          // nil: nothing is logged
@@ -38,7 +40,7 @@ func Open(ctx context.Context, o Options) (*engine.Engine, error) {
 		return nil, err
 	}
 	e, err := engine.Open(ctx, engine.Options{
-		Device: dev, Models: Models{Dir: o.Models}, Limits: o.Limits, Store: store,
+		Device: dev, Models: Models{Dir: o.Models, HubCache: o.HubCache}, Limits: o.Limits, Store: store,
 		Detokenizer: detokenizer, Progress: o.Progress, Log: o.Log,
 	})
 	if err != nil {

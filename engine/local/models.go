@@ -18,12 +18,32 @@ const TinyModel = "tinker-local/tiny"
 //go:embed tiny/config.json tiny/generation_config.json tiny/model.safetensors tiny/tokenizer.json tiny/tokenizer_config.json
 var tinyFiles embed.FS
 
-// Models finds base models: the embedded one, ORG/NAME folders below Dir, and any folder by its path.
+// Models finds base models: the embedded one, ORG/NAME folders below Dir, any folder by its path, and the
+// models that other programs have downloaded into the hub cache.
 type Models struct {
-	Dir string // "": only the embedded model and paths
+	Dir      string // "": only the embedded model, paths and the hub cache
+	HubCache string // see DefaultHubCache; "": not looked into
 }
 
-// Open opens a checkpoint by name. A name is TinyModel, ORG/NAME below Dir, or a path to a folder that holds a config.json.
+// Source says where a model was found.
+type Source string
+
+// The sources of models.
+const (
+	Embedded   Source = "embedded"
+	InFolder   Source = "models folder"
+	InHubCache Source = "hub cache"
+)
+
+// Found is a base model that Models.Open would open by this name.
+type Found struct {
+	Name   string `json:"name"`
+	Source Source `json:"source"`
+	Dir    string `json:"dir,omitempty"` // "" for the embedded model
+}
+
+// Open opens a checkpoint by name. A name is TinyModel, ORG/NAME below Dir, a path to a folder that holds a
+// config.json, or ORG/NAME in the hub cache; the first that is there is taken.
 func (m Models) Open(name string) (*hf.Checkpoint, error) {
 	if name == TinyModel {
 		sub, err := fs.Sub(tinyFiles, "tiny")
@@ -38,30 +58,62 @@ func (m Models) Open(name string) (*hf.Checkpoint, error) {
 	if isModel(name) {
 		return hf.Open(name)
 	}
-	have := strings.Join(m.List(), ", ")
-	if m.Dir == "" {
-		return nil, api.Errorf(api.NotFound, "model %q: no such folder with a config.json, and no --models folder is given; known: %s", name, have)
+	if dir, ok := m.cached(name); ok {
+		return hf.Open(dir)
 	}
-	return nil, api.Errorf(api.NotFound, "model %q: neither in %s nor a folder with a config.json; known: %s", name, m.Dir, have)
+	places := "no --models folder is given"
+	if m.Dir != "" {
+		places = "it is not in " + m.Dir
+	}
+	if m.HubCache != "" {
+		places += ", nor with its weights in the hub cache " + m.HubCache
+	}
+	hint := ""
+	if _, _, ok := splitName(name); ok {
+		hint = "; download it with: tinker-local model pull " + name
+	}
+	return nil, api.Errorf(api.NotFound, "model %q: no such folder with a config.json, and %s; known: %s%s",
+		name, places, strings.Join(m.List(), ", "), hint)
 }
 
-// List names the embedded model and every ORG/NAME folder below Dir.
+// List names every model of Found.
 func (m Models) List() []string {
-	names := []string{TinyModel}
-	if m.Dir != "" {
-		configs, _ := filepath.Glob(filepath.Join(m.Dir, "*", "*", "config.json"))
-		for _, c := range configs {
-			name := filepath.Dir(c)
-			names = append(names, filepath.ToSlash(filepath.Join(filepath.Base(filepath.Dir(name)), filepath.Base(name))))
-		}
+	var names []string
+	for _, f := range m.Found() {
+		names = append(names, f.Name)
 	}
-	slices.Sort(names)
 	return names
 }
 
-// below maps ORG/NAME to its folder; the name never leaves Dir.
+// Found lists the embedded model, every ORG/NAME folder below Dir, and the models of the hub cache that Dir
+// does not have, sorted by name.
+func (m Models) Found() []Found {
+	list := []Found{{Name: TinyModel, Source: Embedded}}
+	seen := map[string]bool{TinyModel: true}
+	if m.Dir != "" {
+		configs, _ := filepath.Glob(filepath.Join(m.Dir, "*", "*", "config.json"))
+		for _, c := range configs {
+			dir := filepath.Dir(c)
+			name := filepath.Base(filepath.Dir(dir)) + "/" + filepath.Base(dir)
+			if _, ok := m.below(name); ok && !seen[name] {
+				seen[name] = true
+				list = append(list, Found{Name: name, Source: InFolder, Dir: dir})
+			}
+		}
+	}
+	for _, f := range m.cachedModels() {
+		if !seen[f.Name] {
+			list = append(list, f)
+		}
+	}
+	slices.SortFunc(list, func(a, b Found) int { return strings.Compare(a.Name, b.Name) })
+	return list
+}
+
+// below maps ORG/NAME to its folder; the name never leaves Dir. What begins with a dot is a download that
+// has not ended.
 func (m Models) below(name string) (string, bool) {
-	if m.Dir == "" || !filepath.IsLocal(filepath.FromSlash(name)) {
+	if m.Dir == "" || !filepath.IsLocal(filepath.FromSlash(name)) || strings.HasPrefix(name, ".") || strings.Contains(name, "/.") {
 		return "", false
 	}
 	dir := filepath.Join(m.Dir, filepath.FromSlash(name))
