@@ -68,8 +68,9 @@ var walls = map[string][]string{
 
 	// doors: they translate and hold no logic. engine/api is the vocabulary that all of them speak.
 	"cmd/tinker-local": {
-		"engine/local", "engine/sft", "engine", "engine/token", "engine/api", "cmd/tinker-local/server", // prompts are text: a door tokenizes
+		"engine/local", "engine/sft", "engine", "engine/token", "engine/api", "cmd/tinker-local/server", "cmd/tinker-local/hub", // prompts are text: a door tokenizes
 	},
+	"cmd/tinker-local/hub":         {"engine/api"}, // downloads: the engine itself never opens a socket
 	"cmd/tinker-local/server":      {"engine", "engine/api", "cmd/tinker-local/server/wire"},
 	"cmd/tinker-local/server/wire": {"engine/api"},
 	"capi":                         {"engine/local", "engine", "engine/api"},

@@ -47,7 +47,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := &cobra.Command{
 		Use:   "tinker-local",
 		Short: "Fine-tune and sample LoRA adapters on this machine",
-		Long: "tinker-local fine-tunes and samples LoRA adapters on this machine: no account, no Python, no network.\n" +
+		Long: "tinker-local fine-tunes and samples LoRA adapters on this machine: no account, no Python; no network but for model pull.\n" +
 			"Start with: tinker-local quickstart",
 		SilenceUsage:  true,
 		SilenceErrors: true,

@@ -20,13 +20,14 @@ import (
 var modelCommands = []func(*app) *cobra.Command{
 	modelListCommand,
 	modelInfoCommand,
+	pullCommand,
 }
 
 func modelCommand(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:     "model",
-		Short:   "List base models, and what they are and need",
-		Example: "  tinker-local model list --models ~/models\n  tinker-local model info tinker-local/tiny",
+		Short:   "List and download base models; what they are and need",
+		Example: "  tinker-local model list --models ~/models\n  tinker-local model info tinker-local/tiny\n  tinker-local model pull Qwen/Qwen3-0.6B",
 		Args:    cobra.NoArgs,
 		RunE:    func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
@@ -42,8 +43,9 @@ func modelListCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
 		Short: "List the base models that can be named, and folders that cannot be used",
-		Long: "list names the embedded model and the models in the --models folder, with what their configurations and the\n" +
-			"headers of their weight files say; no weight is read. A model that cannot be used is listed with the reason.",
+		Long: "list names the embedded model, the models in the --models folder, and those that other programs have downloaded into the\n" +
+			"Hugging Face cache ($HF_HUB_CACHE, $HF_HOME), with what their configurations and the headers of their weight files\n" +
+			"say; no weight is read. A model that cannot be used is listed with the reason.",
 		Example: "  tinker-local model list --models ~/models\n  tinker-local model list --json",
 		RunE: func(c *cobra.Command, _ []string) error {
 			if c.Flags().Changed("models") && a.opt.Models != "" {
@@ -51,18 +53,18 @@ func modelListCommand(a *app) *cobra.Command {
 					return api.Errorf(api.NotFound, "--models: %w", err)
 				}
 			}
-			all := local.Models{Dir: a.opt.Models}.Catalog()
+			all := a.models().Catalog()
 			if a.json {
 				return a.printJSON(map[string]any{"models": all})
 			}
 			t := a.table()
-			t.AppendHeader(table.Row{"name", "parameters", "kind", "training", "context", "dtype", "on disk"})
+			t.AppendHeader(table.Row{"name", "parameters", "kind", "training", "context", "dtype", "on disk", "source"})
 			t.SetColumnConfigs([]table.ColumnConfig{
 				{Number: 2, Align: text.AlignRight}, {Number: 5, Align: text.AlignRight}, {Number: 7, Align: text.AlignRight},
 			})
 			unusable := false
 			for _, i := range all {
-				t.AppendRow(table.Row{printable(i.Name), countText(i.Params), i.Kind, i.Training, numberText(i.Context), i.DType, sizeText(i.DiskBytes)})
+				t.AppendRow(table.Row{printable(i.Name), countText(i.Params), i.Kind, i.Training, numberText(i.Context), i.DType, sizeText(i.DiskBytes), i.Source})
 				unusable = unusable || i.Problem != ""
 			}
 			t.Render()
@@ -113,7 +115,7 @@ func modelInfoCommand(a *app) *cobra.Command {
 }
 
 func (a *app) inspect(name string) (r modelReport, err error) {
-	if r.Info, err = (local.Models{Dir: a.opt.Models}).Describe(name); err != nil || r.Problem != "" {
+	if r.Info, err = a.models().Describe(name); err != nil || r.Problem != "" {
 		return r, err
 	}
 	dev, err := local.OpenDevice(a.opt.Device)
@@ -133,6 +135,9 @@ func (a *app) printReport(r modelReport) {
 	}
 	yes := map[bool]string{true: "yes", false: "no"}
 	row("name", "%s", r.Name)
+	if r.Source != "" {
+		row("source", "%s", strings.TrimSpace(string(r.Source)+" "+r.Dir))
+	}
 	row("family", "%s", r.Family)
 	row("parameters", "%s (%s)", countText(r.Params), numberText(int(r.Params)))
 	row("kind", "%s", r.Kind)

@@ -13,7 +13,7 @@ import (
 	"tinkerlocal/engine/api"
 )
 
-// Catalog describes every model of List, and what lies below Dir and looks like a model that is not one: its Problem says why.
+// Catalog describes every model of Found, and what lies below Dir and looks like a model that is not one: its Problem says why.
 // It is sorted by name and never fails; a Dir that does not exist has nothing in it.
 func (m Models) Catalog() []Info {
 	good, all := m.scan()
@@ -34,7 +34,7 @@ func (m Models) Catalog() []Info {
 // config.json, links to nowhere, folders that cannot be read. What begins with a dot is nobody's model.
 func (m Models) scan() (good []string, bad []Info) {
 	problem := func(name string, err error) {
-		bad = append(bad, Info{Name: name, Problem: err.Error()})
+		bad = append(bad, Info{Name: name, Problem: err.Error(), Source: InFolder})
 	}
 	if m.Dir == "" {
 		return nil, nil

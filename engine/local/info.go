@@ -17,6 +17,8 @@ import (
 type Info struct {
 	Name    string `json:"name"`
 	Problem string `json:"problem,omitempty"` // why it cannot be used; "" when it can
+	Source  Source `json:"source,omitempty"`
+	Dir     string `json:"dir,omitempty"` // "" for the embedded model
 
 	Family     string `json:"family,omitempty"`         // model_type of config.json
 	Params     int64  `json:"parameters,omitempty"`     // tied matrices count once
@@ -53,6 +55,9 @@ func (m Models) Describe(name string) (Info, error) {
 		return Info{Name: name}, err
 	}
 	i := describe(name, src)
+	if f, ok := m.find(name); ok {
+		i.Source, i.Dir = f.Source, f.Dir
+	}
 	if err := src.Close(); err != nil && i.Problem == "" {
 		i.Problem = err.Error()
 	}

@@ -33,6 +33,7 @@ const (
 	Embedded   Source = "embedded"
 	InFolder   Source = "models folder"
 	InHubCache Source = "hub cache"
+	ByPath     Source = "path"
 )
 
 // Found is a base model that Models.Open would open by this name.
@@ -45,21 +46,15 @@ type Found struct {
 // Open opens a checkpoint by name. A name is TinyModel, ORG/NAME below Dir, a path to a folder that holds a
 // config.json, or ORG/NAME in the hub cache; the first that is there is taken.
 func (m Models) Open(name string) (*hf.Checkpoint, error) {
-	if name == TinyModel {
+	if f, ok := m.find(name); ok {
+		if f.Source != Embedded {
+			return hf.Open(f.Dir)
+		}
 		sub, err := fs.Sub(tinyFiles, "tiny")
 		if err != nil {
 			return nil, err
 		}
 		return hf.OpenFS(TinyModel, sub)
-	}
-	if dir, ok := m.below(name); ok {
-		return hf.Open(dir)
-	}
-	if isModel(name) {
-		return hf.Open(name)
-	}
-	if dir, ok := m.cached(name); ok {
-		return hf.Open(dir)
 	}
 	places := "no --models folder is given"
 	if m.Dir != "" {
@@ -74,6 +69,21 @@ func (m Models) Open(name string) (*hf.Checkpoint, error) {
 	}
 	return nil, api.Errorf(api.NotFound, "model %q: no such folder with a config.json, and %s; known: %s%s",
 		name, places, strings.Join(m.List(), ", "), hint)
+}
+
+// find answers where Open takes a model from.
+func (m Models) find(name string) (Found, bool) {
+	if name == TinyModel {
+		return Found{Name: name, Source: Embedded}, true
+	}
+	if dir, ok := m.below(name); ok {
+		return Found{name, InFolder, dir}, true
+	}
+	if isModel(name) {
+		return Found{name, ByPath, name}, true
+	}
+	dir, ok := m.cached(name)
+	return Found{name, InHubCache, dir}, ok
 }
 
 // List names every model of Found.

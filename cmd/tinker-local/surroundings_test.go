@@ -1,0 +1,24 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// TestMain keeps the tests away from the models, the settings and the hub of the user who runs them.
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "tinker-local-test-*")
+	if err != nil {
+		panic(err)
+	}
+	for _, name := range []string{"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"} {
+		os.Unsetenv(name)
+	}
+	os.Setenv("HF_ENDPOINT", "http://127.0.0.1:1") // nothing listens there
+	os.Setenv("HF_HOME", filepath.Join(dir, "huggingface"))
+	os.Setenv("TINKER_LOCAL_MODELS", filepath.Join(dir, "models"))
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
