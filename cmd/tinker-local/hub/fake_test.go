@@ -41,7 +41,7 @@ type fake struct {
 	listing func(l map[string]any)
 
 	mu   sync.Mutex
-	seen []string // METHOD host path range auth
+	seen []string // METHOD host path range version auth
 }
 
 func content(name string, n int) []byte {
@@ -88,7 +88,7 @@ func sha(b []byte) string {
 func (f *fake) handler(host string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		f.mu.Lock()
-		f.seen = append(f.seen, strings.TrimSpace(fmt.Sprintf("%s %s %s %s %s", r.Method, host, r.URL.EscapedPath(), r.Header.Get("Range"), r.Header.Get("Authorization"))))
+		f.seen = append(f.seen, strings.TrimSpace(fmt.Sprintf("%s %s %s %s %s %s", r.Method, host, r.URL.EscapedPath(), r.Header.Get("Range"), r.Header.Get("If-Range"), r.Header.Get("Authorization"))))
 		f.mu.Unlock()
 		if f.fault != nil && f.fault(w, r) {
 			return

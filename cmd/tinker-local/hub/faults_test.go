@@ -102,6 +102,10 @@ func TestPassing(t *testing.T) {
 		{"503 with seconds", 1, "/config.json", status(503, "Retry-After", "3"), []time.Duration{3 * time.Second}},
 		{"500s", 5, "/revision/main", status(500), []time.Duration{half, 2 * half, 4 * half, 8 * half, 16 * half}},
 		{"an expired signature", 1, "?cdn" + cdnModel, status(403), []time.Duration{half}},
+		{"an early end", 1, "?cdn" + cdnModel, func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = w.Write(content("model", 1_000_000)[:300_000])
+			_ = http.NewResponseController(w).Flush() // no Content-Length: chunks, and a proper end
+		}, []time.Duration{half}},
 		{"a range of another version", 1, "?range" + cdnModel, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("ETag", `"other"`)
 			w.Header().Set("Content-Range", "bytes 400000-999999/1000000")
@@ -117,6 +121,7 @@ func TestPassing(t *testing.T) {
 			f, dir := newFake(t), t.TempDir()
 			ending, ranged := strings.CutPrefix(c.ending, "?range")
 			ending, cdn := strings.CutPrefix(ending, "?cdn")
+			early := c.name == "an early end"
 			f.fault = times(c.n, ending, c.answer)
 			if cdn {
 				f.fault = onCDN(f.fault)
@@ -136,6 +141,9 @@ func TestPassing(t *testing.T) {
 				t.Fatal(err)
 			}
 			f.whole(dir, "config.json", "tokenizer.json", modelPath)
+			if n := len(f.requests("GET cdn /model.safetensors bytes=")); n > 1 || (n == 1) != (ranged || early) {
+				t.Errorf("ranges %q; wanted one where a part was to be continued, and none after it was given up", f.requests("GET cdn /model.safetensors bytes="))
+			}
 			if !ranged && !slices.Equal(p.waits, c.waits) || ranged && (len(p.waits) < 1 || len(p.waits) > 2) {
 				t.Errorf("waits %v, wanted %v", p.waits, c.waits)
 			}

@@ -153,6 +153,16 @@ func TestChangedBetween(t *testing.T) {
 		f.files[modelPath] = content("another", 1_000_000)
 		if !sameID {
 			f.commit = strings.Repeat("f", 40)
+			full := f.pull(dir)
+			full.change = func(c *Client) { c.free = func(string) (int64, error) { return 0, nil } }
+			if _, err := full.run(t.Context()); err == nil {
+				t.Error("a disk without room was written to")
+			}
+			for name := range tree(t, dir) {
+				if strings.HasSuffix(name, ".part") {
+					t.Errorf("%s, of another version, takes up room", name)
+				}
+			}
 		}
 		res, err := f.pull(dir).run(t.Context())
 		if err != nil {
@@ -162,8 +172,8 @@ func TestChangedBetween(t *testing.T) {
 		if sameID != (len(res.Notes) == 3) {
 			t.Errorf("notes %q; wanted one for each file without a checksum", res.Notes)
 		}
-		if ranges := f.requests("GET cdn /model.safetensors bytes="); sameID && len(ranges) != 1 {
-			t.Errorf("ranges %q, wanted the part to be offered", ranges)
+		if ranges := f.requests("GET cdn /model.safetensors bytes=600000- \"cdn-"); sameID && len(ranges) != 1 {
+			t.Errorf("requests %q, wanted the part to be offered, for the version that it is of", f.requests("GET cdn /model"))
 		}
 	}
 }
