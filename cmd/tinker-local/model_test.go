@@ -99,7 +99,7 @@ func TestModelInfo(t *testing.T) {
 		{[]string{"info", "Org/good"}, exitOK, "Org/good", ""},
 		{[]string{"info", "Org/unknown"}, exitFailed, "gpt9", "Org/unknown cannot be used: config.json: model_type is"},
 		{[]string{"info", "Org/unknown", "--json"}, exitFailed, `"problem": "config.json: model_type is`, "cannot be used"},
-		{[]string{"info", "Org/nothing"}, exitFailed, "", `model "Org/nothing": neither in`},
+		{[]string{"info", "Org/nothing"}, exitFailed, "", `model "Org/nothing": no such folder with a config.json, and it is not in`},
 		{[]string{"info", tiny, "--device", "cuda"}, exitFailed, "", "no CUDA device"},
 		{[]string{"info"}, exitUsage, "", "accepts 1 arg(s), received 0"},
 		{[]string{"list", "x"}, exitUsage, "", `unknown command "x" for "tinker-local model list"`},

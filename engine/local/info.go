@@ -50,14 +50,13 @@ type Info struct {
 // Describe describes the model of that name. The error is that of [Models.Open]; a model that opens and is not supported
 // has a Problem instead.
 func (m Models) Describe(name string) (Info, error) {
+	at, _ := m.find(name)
 	src, err := m.Open(name)
 	if err != nil {
-		return Info{Name: name}, err
+		return Info{Name: name, Source: at.Source, Dir: at.Dir}, err
 	}
 	i := describe(name, src)
-	if f, ok := m.find(name); ok {
-		i.Source, i.Dir = f.Source, f.Dir
-	}
+	i.Source, i.Dir = at.Source, at.Dir
 	if err := src.Close(); err != nil && i.Problem == "" {
 		i.Problem = err.Error()
 	}

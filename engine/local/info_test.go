@@ -83,13 +83,14 @@ func TestDescribeExperts(t *testing.T) {
 
 // TestDescribe: one golden model of another family, in full.
 func TestDescribe(t *testing.T) {
-	i, err := Models{}.Describe(filepath.Join("..", "model", "testdata", "qwen2"))
+	dir := filepath.Join("..", "model", "testdata", "qwen2")
+	i, err := Models{}.Describe(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	i.spec = nil
 	want := Info{
-		Name: i.Name, Family: "qwen2", Params: i.Params, Kind: "Dense", Training: "Base", Context: 128, DType: "BF16", DiskBytes: 21136,
+		Name: dir, Source: ByPath, Dir: dir, Family: "qwen2", Params: i.Params, Kind: "Dense", Training: "Base", Context: 128, DType: "BF16", DiskBytes: 21136,
 		Layers: 2, Hidden: 24, Heads: 4, KVHeads: 2, HeadDim: 6, FFN: 29, Vocab: 59, Tied: true,
 		LoraAttn: 2 * ((24 + 24) + 2*(24+12) + (24 + 24)), LoraMLP: 2 * 3 * (24 + 29), LoraHead: 24 + 59,
 	}

@@ -82,8 +82,10 @@ func (m Models) find(name string) (Found, bool) {
 	if isModel(name) {
 		return Found{name, ByPath, name}, true
 	}
-	dir, ok := m.cached(name)
-	return Found{name, InHubCache, dir}, ok
+	if dir, ok := m.cached(name); ok {
+		return Found{name, InHubCache, dir}, true
+	}
+	return Found{}, false
 }
 
 // List names every model of Found.
