@@ -40,8 +40,13 @@ type fake struct {
 	// listing may change what the hub lists, just before it is sent.
 	listing func(l map[string]any)
 
+	shared bool // by pulls that run at once
+
 	mu   sync.Mutex
-	seen []string // METHOD host path range version auth
+	idle *sync.Cond // busy has become 0
+	busy int        // handlers that run
+	open bool       // a pull runs; requests of earlier ones that come late are turned away
+	seen []string   // METHOD host path range version auth
 }
 
 func content(name string, n int) []byte {
@@ -59,9 +64,19 @@ func newFake(t *testing.T) *fake {
 		"onnx/model.onnx":   content("onnx", 100),
 		".gitattributes":    []byte("*"),
 	}}
+	f.idle = sync.NewCond(&f.mu)
 	f.hub, f.cdn = httptest.NewServer(f.handler("hub")), httptest.NewServer(f.handler("cdn"))
 	t.Cleanup(func() { f.hub.Close(); f.cdn.Close() })
 	return f
+}
+
+// gate lets requests in, or turns them away and waits for those that are in.
+func (f *fake) gate(open bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for f.open = open; !open && f.busy > 0; {
+		f.idle.Wait()
+	}
 }
 
 func (f *fake) sharded() *fake {
@@ -88,6 +103,18 @@ func sha(b []byte) string {
 func (f *fake) handler(host string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		f.mu.Lock()
+		if !f.open {
+			f.mu.Unlock()
+			panic(http.ErrAbortHandler)
+		}
+		f.busy++
+		defer func() {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			if f.busy--; f.busy == 0 {
+				f.idle.Broadcast()
+			}
+		}()
 		f.seen = append(f.seen, strings.TrimSpace(fmt.Sprintf("%s %s %s %s %s %s", r.Method, host, r.URL.EscapedPath(), r.Header.Get("Range"), r.Header.Get("If-Range"), r.Header.Get("Authorization"))))
 		f.mu.Unlock()
 		if f.fault != nil && f.fault(w, r) {
@@ -189,7 +216,6 @@ func (p *pull) run(ctx context.Context) (*Result, error) {
 	if err != nil {
 		p.f.t.Fatal(err)
 	}
-	defer c.web.(*http.Transport).CloseIdleConnections()
 	var mu sync.Mutex
 	c.sleep = func(ctx context.Context, d time.Duration) error {
 		mu.Lock()
@@ -203,7 +229,13 @@ func (p *pull) run(ctx context.Context) (*Result, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	return c.Pull(ctx, p.r)
+	p.f.gate(true)
+	res, err := c.Pull(ctx, p.r)
+	if !p.f.shared { // the test is about to change what the handlers of given-up requests read
+		c.web.(interface{ CloseIdleConnections() }).CloseIdleConnections()
+		p.f.gate(false)
+	}
+	return res, err
 }
 
 // tree lists the files below a folder with their contents.
