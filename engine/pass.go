@@ -125,7 +125,7 @@ func (p *pass) cut(lo int, room int64, keep bool) (hi int, bytes int64) {
 		it := p.items[hi]
 		tokens += len(it.Tokens)
 		targets = max(targets, len(it.Targets)/len(it.Tokens))
-		b := p.run.base.model.TrainBytes(tokens, targets, p.run.lora.Rank, keep)
+		b := p.run.base.model.TrainBytes(tokens, targets, p.run.lora.Rank, keep, 0)
 		if hi > lo && (tokens > p.run.e.lim.MicroBatchTokens || b > room) {
 			break
 		}
@@ -199,7 +199,7 @@ func (p *pass) forward() (status, error) {
 		return more, err
 	}
 	if p.backward {
-		if err := p.countLoads(h.tape); err != nil {
+		if err := p.countLoads(h.tape, h.hi-h.lo); err != nil {
 			return more, err
 		}
 	}
@@ -226,8 +226,8 @@ func (p *pass) forward() (status, error) {
 }
 
 // countLoads adds a micro-batch's tokens per expert: the statistics are those of the whole operation, however it was cut.
-func (p *pass) countLoads(t *model.Tape) error {
-	loads, err := t.ExpertLoads()
+func (p *pass) countLoads(t *model.Tape, n int) error {
+	loads, err := t.ExpertLoads(0, n)
 	if err != nil || p.loads == nil {
 		p.loads = loads
 		return err
