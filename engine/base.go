@@ -168,11 +168,7 @@ func (e *Engine) room(b *base) int64 {
 
 // need refuses work that takes more bytes than there are.
 func (e *Engine) need(what string, bytes int64, b *base) error {
-	room := e.room(b)
-	if bytes > room && e.freeIdle() {
-		room = e.room(b)
-	}
-	if bytes > room {
+	if room := e.makeRoom(b, bytes); bytes > room {
 		return api.Errorf(api.OutOfMemory, "%s needs %d bytes of device memory, %d are free", what, bytes, room)
 	}
 	return nil

@@ -226,6 +226,7 @@ func (e *Engine) freeRun(r *Run) {
 	if freed {
 		return
 	}
+	e.endHelds(r, errRunClosed)
 	r.adapter.Free()
 	e.used -= r.bytes
 	r.base.refs--
@@ -243,6 +244,10 @@ func (r *Run) ForwardBackward(in api.ForwardBackwardInput) (*Future[api.ForwardB
 func (r *Run) ForwardBackwardCustom(data []api.Datum, l loss.Loss, config map[string]float64) (*Future[api.ForwardBackwardOutput], error) {
 	return r.place().ForwardBackwardCustom(data, l, config)
 }
+
+// Hold runs a batch forward and keeps what a backward needs, for a caller that computes the loss itself: see [Held]. The
+// data may not be changed until the future has ended.
+func (r *Run) Hold(data []api.Datum) (*Future[*Held], error) { return r.place().Hold(data) }
 
 // Forward computes log-probabilities and loss of a batch. It never touches the gradient.
 func (r *Run) Forward(in api.ForwardBackwardInput) (*Future[api.ForwardBackwardOutput], error) {
