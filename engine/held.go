@@ -98,6 +98,9 @@ func (p Place) Backward(h *Held, weights [][]float32) (*Future[api.ForwardBackwa
 		}
 		e.mu.Lock()
 		defer e.mu.Unlock()
+		if h.gone == nil && h.expired(e.opt.Now()) {
+			h.gone = e.expiry()
+		}
 		if h.gone != nil {
 			return nil, h.gone
 		}
@@ -187,14 +190,21 @@ func (e *Engine) holdDeadline() time.Time {
 	return first
 }
 
+// expired reports whether nobody came in time. e.mu is held.
+func (h *Held) expired(now time.Time) bool { return h.queued == 0 && !now.Before(h.deadline) }
+
+func (e *Engine) expiry() error {
+	return api.Errorf(api.Stale, "the hold is stale: it was not used within %v", e.lim.HoldWait)
+}
+
 func (e *Engine) expireHelds() {
 	now := e.opt.Now()
 	for _, h := range slices.Clone(e.helds) {
 		e.mu.Lock()
-		expired := h.queued == 0 && !now.Before(h.deadline)
+		expired := h.expired(now)
 		e.mu.Unlock()
 		if expired {
-			e.endHeld(h, api.Errorf(api.Stale, "the hold is stale: it was not used within %v", e.lim.HoldWait))
+			e.endHeld(h, e.expiry())
 		}
 	}
 }
