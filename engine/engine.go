@@ -88,8 +88,9 @@ type Engine struct {
 
 	closeErr error // set before exited is closed
 
-	used  int64 // bytes of bases, adapters, snapshots and pools; the device's goroutine only
-	tapes int   // tapes that operations keep between steps; the device's goroutine only
+	used   int64 // bytes of bases, adapters, snapshots, pools and tapes; the device's goroutine only
+	frames int64 // those of decode steps in it, which are set aside but not allocated all the time
+	tapes  int   // tapes that operations keep between steps; the device's goroutine only
 
 	helds []*Held // open, the oldest first; the device's goroutine only
 }

@@ -134,7 +134,7 @@ func TestOneForwardOneBackward(t *testing.T) {
 // TestRecomputePlan: with less and less memory a pass takes more products, never other bits, until it is refused; a whole-batch loss
 // recomputes layers before it runs its forward twice.
 func TestRecomputePlan(t *testing.T) {
-	data := []api.Datum{datum(1, 120), datum(2, 120)}
+	data := []api.Datum{datum(1, 40), datum(2, 40)}
 	for name, pass := range map[string]func(r *engine.Run) (*engine.Future[api.ForwardBackwardOutput], error){
 		"per datum": func(r *engine.Run) (*engine.Future[api.ForwardBackwardOutput], error) {
 			return r.ForwardBackward(batch(data...))
@@ -156,9 +156,9 @@ func TestRecomputePlan(t *testing.T) {
 			var plenty model.Work
 			seen := map[model.Work]bool{}
 			refused, twice := 0, 0
-			for memory := int64(4_000_000); memory > 300_000; memory -= 60_000 {
+			for memory := int64(1_500_000); memory > 200_000; memory -= 40_000 {
 				e := open(t, func(o *engine.Options) {
-					o.Models, o.Limits.MicroBatchTokens, o.Limits.Memory = enginetest.Models{"deep": deep()}, 130, memory
+					o.Models, o.Limits.MicroBatchTokens, o.Limits.Memory = enginetest.Models{"deep": deep()}, 50, memory
 				})
 				f, err := e.NewSession().NewRun(api.CreateModelRequest{BaseModel: "deep", Lora: api.LoraConfig{Rank: 2, Seed: new(int64), TrainMLP: true, TrainAttn: true}})
 				r, err := result(f, err)
