@@ -432,3 +432,56 @@ func TestHeldNumbered(t *testing.T) {
 		t.Error("numbers changed the weights")
 	}
 }
+
+// TestAccounts: after passes, holds and failures of all kinds, the engine counts the memory that it counted before.
+func TestAccounts(t *testing.T) {
+	dev := &watched{Device: device(t)}
+	e := open(t, func(o *engine.Options) {
+		o.Device, o.Limits.MicroBatchTokens, o.Limits.Memory, o.Limits.HoldWait = dev, 20, 900_000, time.Minute
+	})
+	s := e.NewSession()
+	keep := newRun(t, s, "small", 1)
+	draw(t, sampler(t, keep), ask(tokens(1, 4), 1, 4, 1))
+	accounts := func() engine.Accounts { f, err := s.Accounts(); return wait(t, f, err) }
+	before := accounts()
+	if before.Tapes != 0 || before.Holds != 0 || before.Frames == 0 {
+		t.Errorf("at first %+v", before)
+	}
+	data := []api.Datum{datum(1, 20), datum(2, 18), datum(3, 19)}
+	bad := datum(4, 4)
+	bad.LossInputs["bad"] = api.Ints([]int64{1})
+	for i := range 6 {
+		r := newRun(t, s, "small", 2)
+		hold(t, r, data...) // is left alone
+		h := hold(t, r, data...)
+		switch i {
+		case 1:
+			h.Release()
+		case 2:
+			f, err := h.Backward(squaresOf(t, h.LogProbs()))
+			wait(t, f, err)
+		case 3:
+			dev.skip.Store(2) // a defect in the backward
+			dev.failNext("oh no")
+			f, err := h.Backward(squaresOf(t, h.LogProbs()))
+			_, err = result(f, err)
+			fails(t, err, api.Internal, "backward: defect in the engine: oh no")
+		case 4:
+			train(t, r, 1, datum(1, 190)) // makes holds give up
+		case 5:
+			result(r.ForwardBackwardCustom([]api.Datum{data[0], bad}, touchy{}, nil))
+		}
+		f, err := r.ForwardBackwardCustom(data, squares{}, nil)
+		wait(t, f, err)
+		r.Close()
+		for end := time.Now().Add(time.Minute); accounts() != before; {
+			if time.Now().After(end) {
+				t.Fatalf("round %d: %+v, before %+v", i, accounts(), before)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	if got, want := before.Used-before.Frames, dev.used(); got > want {
+		t.Errorf("counts %d bytes, the device has %d", got, want)
+	}
+}
