@@ -22,6 +22,7 @@ import (
 type watched struct {
 	kernels.Device
 	bytes  atomic.Int64 // of buffers
+	peak   int64        // of bytes and weights; the engine's goroutine only
 	closed atomic.Bool
 	mu     sync.Mutex
 	packed []kernels.Weight
@@ -45,6 +46,7 @@ func (w *watched) Alloc(n int64) (kernels.Buffer, error) {
 	b, err := w.Device.Alloc(n)
 	if err == nil {
 		w.bytes.Add(n)
+		w.peak = max(w.peak, w.used())
 	}
 	return b, err
 }
@@ -304,17 +306,18 @@ func TestAnyMemory(t *testing.T) {
 	}
 }
 
-// TestSampleBesideTapes: a pool that is open keeps what a decode step needs, so that sampling goes on while operations keep as many
-// tapes as there is memory for.
+// TestSampleBesideTapes: a pool that is open has set aside what a decode step needs, so that sampling beside as many tapes as
+// there is memory for stays within the limit.
 func TestSampleBesideTapes(t *testing.T) {
 	var data []api.Datum
 	for i := range 10 {
 		data = append(data, datum(i, 20))
 	}
+	const ropes = 2 * 1024 * 5 * 4 // the rotation's tables, which no plan counts
 	sampled := 0
-	for free := int64(300_000); free < 2_000_000; free += 150_000 {
-		dev := &watched{Device: device(t), free: free}
-		e := open(t, func(o *engine.Options) { o.Device, o.Limits.MicroBatchTokens = dev, 20 })
+	for limit := int64(300_000); limit < 1_600_000; limit += 35_000 {
+		dev := &watched{Device: device(t)}
+		e := open(t, func(o *engine.Options) { o.Device, o.Limits.MicroBatchTokens, o.Limits.Memory = dev, 20, limit })
 		s := e.NewSession()
 		f, err := s.NewRun(api.CreateModelRequest{BaseModel: "small", Lora: api.LoraConfig{Rank: 2, TrainMLP: true}})
 		r, err := result(f, err)
@@ -323,7 +326,8 @@ func TestSampleBesideTapes(t *testing.T) {
 		}
 		p := sampler(t, r)
 		if _, err := result(p.Sample(ctx, ask(tokens(1, 4), 1, 4, 1))); err != nil {
-			continue // refused by the plan
+			fails(t, err, api.OutOfMemory, err.Error()) // refused by the plan
+			continue
 		}
 		g := newGate()
 		pass, err := r.ForwardBackwardCustom(data, g, nil)
@@ -332,15 +336,20 @@ func TestSampleBesideTapes(t *testing.T) {
 		}
 		select {
 		case <-g.entered:
+			draw(t, p, ask(tokens(1, 30), 20, 9, 1))
+			sampled++
+			close(g.open)
+			wait(t, pass, nil)
 		case <-pass.Done():
-			continue
+			_, err := result(pass, nil)
+			fails(t, err, api.OutOfMemory, err.Error())
 		}
-		draw(t, p, ask(tokens(1, 30), 20, 9, 1))
-		sampled++
-		close(g.open)
-		wait(t, pass, nil)
+		e.Close()
+		if dev.peak > limit+ropes {
+			t.Errorf("limit %d: the device had %d bytes", limit, dev.peak)
+		}
 	}
-	if sampled < 5 {
+	if sampled < 20 {
 		t.Errorf("sampled %d times beside tapes", sampled)
 	}
 }
