@@ -27,15 +27,16 @@ func (b BaseInfo) AdapterParams(c api.LoraConfig) int { return lora.Params(b.Spe
 
 // base is a loaded base model and its decode batch. The device's goroutine owns it, except where said.
 type base struct {
-	e        *Engine
-	model    *model.Base
-	info     BaseInfo // read-only
-	detok    func() sample.Detokenizer
-	detokErr error // why stop strings cannot be used; read-only
-	refs     int   // runs and samplers
-	batch    *sample.Batch
-	kvBytes  int64
-	snaps    map[*lora.Snapshot]bool
+	e         *Engine
+	model     *model.Base
+	info      BaseInfo // read-only
+	detok     func() sample.Detokenizer
+	detokErr  error // why stop strings cannot be used; read-only
+	refs      int   // runs and samplers
+	batch     *sample.Batch
+	kvBytes   int64 // of the pool and of one step
+	stepBytes int64 // of a decode step's own buffers
+	snaps     map[*lora.Snapshot]bool
 
 	incoming []*request // not yet in batch; guarded by e.mu
 }
@@ -158,7 +159,7 @@ func (e *Engine) room(b *base) int64 {
 		spare = b.model.SpareBytes()
 	}
 	if free := e.dev.Info().Free; free > 0 {
-		room = free - free/8 + spare // an eighth is for everybody else
+		room = max(0, free-free/8+spare-e.frames) // an eighth is for everybody else
 	}
 	if e.lim.Memory > 0 {
 		room = min(room, max(0, e.lim.Memory-e.used))
@@ -168,11 +169,7 @@ func (e *Engine) room(b *base) int64 {
 
 // need refuses work that takes more bytes than there are.
 func (e *Engine) need(what string, bytes int64, b *base) error {
-	room := e.room(b)
-	if bytes > room && e.freeIdle() {
-		room = e.room(b)
-	}
-	if bytes > room {
+	if room := e.makeRoom(b, bytes); bytes > room {
 		return api.Errorf(api.OutOfMemory, "%s needs %d bytes of device memory, %d are free", what, bytes, room)
 	}
 	return nil
@@ -196,29 +193,40 @@ func (b *base) closeBatch() {
 	if b.batch != nil {
 		b.batch.Free()
 		b.e.used -= b.kvBytes
+		b.e.frames -= b.stepBytes
 		b.batch = nil
 	}
 }
 
-// openBatch makes the key/value pool: as large as the limit says, within a quarter of the free memory.
+// openBatch makes the key/value pool: as large as the limit says, within a quarter of the free memory. What one step needs besides,
+// logits included, is set aside; its size is cut to an eighth.
 func (b *base) openBatch() error {
 	e := b.e
+	room := e.room(b)
 	n := e.lim.KVPositions
-	for n > model.PageLen && b.model.KVBytes(n) > e.room(b)/4 {
+	for n > model.PageLen && b.model.KVBytes(n) > room/4 {
 		n /= 2
 	}
-	bytes := b.model.KVBytes(n)
-	if err := e.need(fmt.Sprintf("sample: a key/value pool of %d positions", n), bytes, b); err != nil {
+	rank := api.DefaultLora().Rank
+	for s := range b.snaps {
+		rank = max(rank, s.Config.Rank)
+	}
+	lim := sample.Limits{Sequences: e.lim.DecodeSequences, PrefillTokens: e.lim.PrefillTokens, Positions: n}
+	step := func() int64 { return b.model.DecodeBytes(lim.Sequences, lim.Sequences+lim.PrefillTokens, rank) }
+	for lim.Sequences+lim.PrefillTokens > 2 && step() > room/8 {
+		lim.Sequences, lim.PrefillTokens = max(1, lim.Sequences/2), max(1, lim.PrefillTokens/2)
+	}
+	bytes := b.model.KVBytes(n) + step()
+	if err := e.need(fmt.Sprintf("sample: a key/value pool of %d positions and a step of %d tokens", n, lim.Sequences+lim.PrefillTokens), bytes, b); err != nil {
 		return err
 	}
-	batch, err := sample.NewBatch(b.model, sample.Limits{
-		Sequences: e.lim.DecodeSequences, PrefillTokens: e.lim.PrefillTokens, Positions: n,
-	})
+	batch, err := sample.NewBatch(b.model, lim)
 	if err != nil {
 		return err
 	}
-	b.batch, b.kvBytes = batch, bytes
+	b.batch, b.kvBytes, b.stepBytes = batch, bytes, step()
 	e.used += bytes
-	e.log.Info("key/value pool", "model", b.info.Name, "positions", n, "bytes", bytes)
+	e.frames += b.stepBytes
+	e.log.Info("key/value pool", "model", b.info.Name, "positions", n, "sequences", lim.Sequences, "bytes", bytes)
 	return nil
 }

@@ -18,6 +18,7 @@ import (
 	"tinkerlocal/engine/api"
 	"tinkerlocal/engine/hf"
 	"tinkerlocal/engine/loss"
+	"tinkerlocal/engine/model"
 	"tinkerlocal/engine/queue"
 	"tinkerlocal/engine/sample"
 	"tinkerlocal/kernels"
@@ -87,8 +88,11 @@ type Engine struct {
 
 	closeErr error // set before exited is closed
 
-	used  int64 // bytes of bases, adapters, snapshots and pools; the device's goroutine only
-	tapes int   // tapes held between steps; the device's goroutine only
+	used   int64 // bytes of bases, adapters, snapshots, pools and tapes; the device's goroutine only
+	frames int64 // those of decode steps in it, which are set aside but not allocated all the time
+	tapes  int   // tapes that operations keep between steps; the device's goroutine only
+
+	helds []*Held // open, the oldest first; the device's goroutine only
 }
 
 // Open starts an engine on a device. It returns at once; base models are loaded when they are first
@@ -149,6 +153,17 @@ func (e *Engine) Device() kernels.Info { return e.info }
 
 // Limits are the limits in force, defaults filled in.
 func (e *Engine) Limits() Limits { return e.lim }
+
+// Counters tells, for each loaded base model, how many multiply-adds with its weights have been computed since it was loaded.
+func (e *Engine) Counters() map[string]model.Counters {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	out := make(map[string]model.Counters, len(e.bases))
+	for name, b := range e.bases {
+		out[name] = b.model.Counters()
+	}
+	return out
+}
 
 // Models lists the names of the base models that can be opened.
 func (e *Engine) Models() []string { return e.opt.Models.List() }

@@ -45,6 +45,14 @@ func TestCancelOp(t *testing.T) {
 	if n := r.Info().Queued; n != 2 {
 		t.Errorf("%d operations wait, wanted 2", n)
 	}
+	far, err := newRun(t, e.NewSession(), "small", 1).At(2).OptimStep(adam(0.01))
+	if err != nil {
+		t.Fatal(err)
+	}
+	newRun(t, e.NewSession(), "small", 1) // the loop has seen the gap
+	if a.State() != engine.Running || b.State() != engine.Queued || far.State() != engine.Gap {
+		t.Errorf("states %d, %d, %d", a.State(), b.State(), far.State())
+	}
 	a.Cancel()
 	b.Cancel()
 	_, err = result(b, nil)
@@ -58,6 +66,9 @@ func TestCancelOp(t *testing.T) {
 	wait(t, a, nil)
 	if norm := wait(t, c, nil).Metrics["grad_norm"]; norm == 0 {
 		t.Error("the started operation left no gradient")
+	}
+	if a.State() != engine.Ended || b.State() != engine.Ended {
+		t.Errorf("states %d and %d at the end", a.State(), b.State())
 	}
 	b.Cancel()
 	if _, err := b.Wait(ctx); api.CodeOf(err) != api.Cancelled {

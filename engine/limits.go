@@ -65,6 +65,13 @@ type Limits struct {
 
 	// LossTime bounds one evaluation of a loss that is not built in. Default 60 s.
 	LossTime time.Duration
+
+	// HoldWait is how long a Held waits for its Backward. Default 60 s: a caller that computes a loss needs a
+	// fraction of it, and one that has gone away keeps memory from nobody, since tapes are given up when it is short.
+	HoldWait time.Duration
+
+	// Holds is how many a run may have open. Default 64: each keeps its batch on the host.
+	Holds int
 }
 
 func (l Limits) withDefaults() Limits {
@@ -75,7 +82,7 @@ func (l Limits) withDefaults() Limits {
 		{&l.MicroBatchTokens, 4096}, {&l.PrefillTokens, 512}, {&l.DecodeSequences, 64}, {&l.KVPositions, 65536},
 		{&l.Runs, 256}, {&l.QueuedOps, 1024}, {&l.DatumsPerOp, 4096}, {&l.TokensPerOp, 4 << 20},
 		{&l.SampleRequests, 4096}, {&l.SamplesPerRequest, 1024}, {&l.StopStrings, 64}, {&l.StopBytes, 1024},
-		{&l.TopKPromptLogProbs, 128}, {&l.Remembered, 256},
+		{&l.TopKPromptLogProbs, 128}, {&l.Remembered, 256}, {&l.Holds, 64},
 	} {
 		if *f.v <= 0 {
 			*f.v = f.def
@@ -86,6 +93,9 @@ func (l Limits) withDefaults() Limits {
 	}
 	if l.LossTime <= 0 {
 		l.LossTime = time.Minute
+	}
+	if l.HoldWait <= 0 {
+		l.HoldWait = time.Minute
 	}
 	return l
 }

@@ -28,6 +28,7 @@ type work struct {
 	job    *job
 	run    *Run
 	decode bool
+	expire bool      // holds have passed their deadline
 	wake   time.Time // zero: no time is known
 }
 
@@ -53,6 +54,8 @@ func (e *Engine) loop() {
 			e.turn(w.run)
 		case w.decode:
 			e.decode()
+		case w.expire:
+			e.expireHelds()
 		default:
 			e.idle(w.wake)
 		}
@@ -75,6 +78,10 @@ func (e *Engine) choose() work {
 	if e.lost != nil {
 		return work{}
 	}
+	deadline := e.holdDeadline()
+	if !deadline.IsZero() && !now.Before(deadline) {
+		return work{expire: true}
+	}
 	decode := false
 	for _, b := range e.bases {
 		decode = decode || len(b.incoming) > 0 || b.batch != nil && b.batch.Busy()
@@ -88,7 +95,7 @@ func (e *Engine) choose() work {
 	case queue.Decode:
 		return work{decode: true}
 	}
-	var w work
+	w := work{wake: deadline}
 	for _, r := range e.turns.Members() {
 		if t, ok := r.line.Wake(); ok && r.current == nil && (w.wake.IsZero() || t.Before(w.wake)) {
 			w.wake = t
@@ -181,11 +188,19 @@ func (e *Engine) perform(j *job) {
 func (e *Engine) turn(r *Run) {
 	en := r.current
 	st, err := guard(en.name, en.task.step)
+	if err != nil || st == done {
+		e.finish(r, en, err)
+	}
+}
+
+// finish ends a run's operation. It does nothing when it has ended already.
+func (e *Engine) finish(r *Run, en *entry, err error) {
 	e.note(en.name, err)
-	if err == nil && st != done {
+	e.mu.Lock()
+	if r.current != en {
+		e.mu.Unlock()
 		return
 	}
-	e.mu.Lock()
 	r.line.Done(en.seq)
 	r.current = nil
 	closed := r.closed

@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"math"
+	"slices"
 	"strings"
 
 	"tinkerlocal/engine/api"
@@ -11,41 +12,39 @@ import (
 	"tinkerlocal/engine/model"
 )
 
-// pass is a forward or a forward_backward, run in micro-batches. A datum's bits do not depend on which
+// pass is a forward, a forward_backward or a hold, run in micro-batches. A datum's bits do not depend on which
 // micro-batch it is in, so each one is cut just before it runs, as large as the limits and the free memory allow.
 //
 // A loss whose weights for a datum depend on that datum alone (loss.PerDatum) is evaluated as the
 // micro-batches pass: one forward, one backward, no tape outlives its step. Any other loss sees the
-// whole batch at once: the tapes of all micro-batches are kept until then if memory allows, else the
-// forward is run again for the backward. It is evaluated on a goroutine of its own while the
-// device serves others.
+// whole batch at once: the tapes of all micro-batches are kept until then, or the forward is run again for the
+// backward (see planKept). It is evaluated on a goroutine of its own while the device serves others. A hold ends when its
+// log-probabilities are known and leaves the pass to its [Held], whose backward goes on with it.
 type pass struct {
 	run      *Run
 	entry    *entry
 	future   *Future[api.ForwardBackwardOutput]
 	data     []api.Datum
+	shapes   [][]int // of each datum's targets; nil where there is one for each position
 	items    []model.Item
 	loss     loss.Loss
 	config   map[string]float64
 	backward bool
 	perDatum bool
+	hold     func(*pass, error) // instead of a future
+	alone    bool               // it shares no batch: one that it shared has failed
 
-	next     int // datums whose log-probabilities are known
-	back     int // datums whose gradient is in the adapter's op gradient
-	keep     bool
-	tapes    []heldTape
-	logProbs [][]float32
-	weights  [][]float32
-	loads    [][]int // tokens of each expert of each layer, over all micro-batches; nil without experts
-	out      loss.Output
-	result   chan evaluation // of a loss off the device's goroutine; nil before it was started
-	known    bool            // out is there
-}
-
-type heldTape struct {
-	tape   *model.Tape
-	lo, hi int
-	bytes  int64
+	next      int // datums whose log-probabilities are known
+	back      int // datums whose gradient is in the adapter's op gradient
+	keep      bool
+	recompute int // with keep: layers of which only the input is kept
+	tapes     []packed
+	logProbs  [][]float32
+	weights   [][]float32
+	loads     [][]int // tokens of each expert of each layer, over all micro-batches; nil without experts
+	out       loss.Output
+	result    chan evaluation // of a loss off the device's goroutine; nil before it was started
+	known     bool            // out is there
 }
 
 type evaluation struct {
@@ -60,18 +59,33 @@ func newPass(r *Run, in api.ForwardBackwardInput, l loss.Loss, backward bool, f 
 			return nil, err
 		}
 	}
-	items, err := r.items(in.Data)
+	p, err := newItems(r, in.Data, en)
 	if err != nil {
 		return nil, err
 	}
 	if err := loss.Check(l, in.Data, in.LossConfig); err != nil {
 		return nil, err
 	}
+	p.future, p.data, p.loss, p.config, p.backward = f, in.Data, l, in.LossConfig, backward
+	_, p.perDatum = l.(loss.PerDatum)
+	return p, nil
+}
+
+// newItems makes a pass with checked data and no loss yet.
+func newItems(r *Run, data []api.Datum, en *entry) (*pass, error) {
+	items, err := r.items(data)
+	if err != nil {
+		return nil, err
+	}
 	p := &pass{
-		run: r, entry: en, future: f, data: in.Data, items: items, loss: l, config: in.LossConfig, backward: backward,
+		run: r, entry: en, items: items, shapes: make([][]int, len(items)),
 		logProbs: make([][]float32, len(items)), weights: make([][]float32, len(items)),
 	}
-	_, p.perDatum = l.(loss.PerDatum)
+	for i, d := range data {
+		if dims := d.LossInputs["target_tokens"].Dims(); len(dims) > 1 {
+			p.shapes[i] = slices.Clone(dims)
+		}
+	}
 	return p, nil
 }
 
@@ -84,6 +98,8 @@ func (p *pass) step() (status, error) {
 		fallthrough
 	case p.next < len(p.items):
 		return p.forward()
+	case p.hold != nil:
+		return done, nil
 	case !p.known:
 		return p.evaluate()
 	case p.backward && p.back < len(p.items):
@@ -97,137 +113,50 @@ func (p *pass) begin() error {
 	for i := range p.items {
 		p.items[i].Adapter = p.run.adapter.Weights
 	}
-	if !p.backward {
+	switch {
+	case p.hold != nil:
+		p.recompute, p.keep = p.planKept()
+		return p.run.roomToHold()
+	case !p.backward:
 		return nil
+	case p.perDatum:
+		p.keep = true
+	default:
+		p.recompute, p.keep = p.planKept()
 	}
-	p.keep = p.perDatum || p.fitsKept()
 	return p.run.adapter.BeginOp()
 }
 
-// fitsKept reports whether the tapes of all micro-batches fit side by side.
-func (p *pass) fitsKept() bool {
-	room, total := p.run.e.room(p.run.base), int64(0)
-	for lo := 0; lo < len(p.items); {
-		hi, bytes := p.cut(lo, math.MaxInt64, true)
-		if total += bytes; total > room {
-			return false
-		}
-		lo = hi
-	}
-	return true
-}
-
-// cut ends the micro-batch that begins at datum lo: as many datums as the token limit and room bytes
-// allow, at least one.
-func (p *pass) cut(lo int, room int64, keep bool) (hi int, bytes int64) {
-	tokens, targets := 0, 0
-	for hi = lo; hi < len(p.items); hi++ {
-		it := p.items[hi]
-		tokens += len(it.Tokens)
-		targets = max(targets, len(it.Targets)/len(it.Tokens))
-		b := p.run.base.model.TrainBytes(tokens, targets, p.run.lora.Rank, keep)
-		if hi > lo && (tokens > p.run.e.lim.MicroBatchTokens || b > room) {
-			break
-		}
-		bytes = b
-	}
-	return hi, bytes
-}
-
-// batch runs the forward of the next micro-batch from datum lo on. ok is false when it has to wait for
-// tapes that other operations hold.
-func (p *pass) batch(lo int, keep bool) (_ heldTape, ok bool, err error) {
-	e := p.run.e
-	room := e.room(p.run.base)
-	hi, bytes := p.cut(lo, room, keep)
-	if bytes > room && e.freeIdle() {
-		room = e.room(p.run.base)
-		hi, bytes = p.cut(lo, room, keep)
-	}
-	if bytes > room {
-		if e.tapes > len(p.tapes) {
-			e.mu.Lock()
-			p.entry.starved = true
-			e.mu.Unlock()
-			return heldTape{}, false, nil
-		}
-		return heldTape{}, false, api.Errorf(api.OutOfMemory, "%s: datum %d with %d tokens needs %d bytes of device memory, %d are free",
-			p.entry.name, lo, len(p.items[lo].Tokens), bytes, room)
-	}
-	tape, err := p.run.base.model.Forward(p.items[lo:hi], keep)
-	if err != nil {
-		return heldTape{}, false, err
-	}
-	e.used += bytes
-	e.tapes++
-	return heldTape{tape, lo, hi, bytes}, true, nil
-}
-
-func (p *pass) release(h heldTape) {
-	h.tape.Release()
-	p.run.e.used -= h.bytes
-	p.run.e.tapes--
+// restart forgets what has been computed.
+func (p *pass) restart() {
+	p.dropTapes()
+	p.next, p.back, p.loads, p.out, p.known = 0, 0, nil, loss.Output{}, false
 }
 
 // forward runs one micro-batch forward, and with a per-datum loss backward too.
 func (p *pass) forward() (status, error) {
-	h, ok, err := p.batch(p.next, p.keep)
-	if err != nil && len(p.tapes) > 0 && apiError(err).Code == api.OutOfMemory {
-		p.dropTapes() // the memory went elsewhere: run these again later
+	pl, err := p.plan(p.next, p.keep)
+	if len(p.tapes) > 0 && (pl.wait || err != nil && apiError(err).Code == api.OutOfMemory) {
+		// The memory went elsewhere. Two operations that hold tapes must not wait for each other: this one gives its own
+		// up and runs these again later.
+		p.dropTapes()
 		p.keep = false
 		return more, nil
 	}
-	if err != nil {
+	if err != nil || pl.wait {
 		return more, err
 	}
-	if !ok {
-		// Two operations that hold tapes must not wait for each other: this one gives its own up.
-		if len(p.tapes) > 0 {
-			p.dropTapes()
-			p.keep = false
-		}
-		return more, nil
+	parts := []part{{p, p.next, pl.hi}}
+	if p.mixes() && pl.recompute == 0 {
+		parts = p.run.e.join(parts, &pl)
 	}
-	held := false
-	defer func() {
-		if !held {
-			p.release(h)
-		}
-	}()
-	lp, err := h.tape.LogProbs()
-	if err != nil {
-		return more, err
-	}
-	if p.backward {
-		if err := p.countLoads(h.tape); err != nil {
-			return more, err
-		}
-	}
-	copy(p.logProbs[h.lo:h.hi], lp)
-	switch {
-	case p.perDatum && p.backward:
-		out, err := p.eval(p.run.e.ctx, h.lo, h.hi)
-		if err != nil {
-			return more, err
-		}
-		copy(p.weights[h.lo:h.hi], out.Weights)
-		if err := p.differentiate(h); err != nil {
-			return more, err
-		}
-		if h.lo == 0 && h.hi == len(p.items) {
-			p.out, p.known = out, true
-		}
-	case p.keep:
-		p.tapes = append(p.tapes, h)
-		held = true
-	}
-	p.next = h.hi
-	return more, nil
+	return more, p.run.e.runParts(parts, pl)
 }
 
-// countLoads adds a micro-batch's tokens per expert: the statistics are those of the whole operation, however it was cut.
-func (p *pass) countLoads(t *model.Tape) error {
-	loads, err := t.ExpertLoads()
+// countLoads adds the tokens per expert of items [lo, hi) of a micro-batch: the statistics are those of the whole
+// operation, however it was cut.
+func (p *pass) countLoads(t *model.Tape, lo, hi int) error {
+	loads, err := t.ExpertLoads(lo, hi)
 	if err != nil || p.loads == nil {
 		p.loads = loads
 		return err
@@ -248,19 +177,6 @@ func (p *pass) metrics() map[string]float64 {
 	}
 	maps.Copy(router, p.out.Metrics)
 	return router
-}
-
-// differentiate adds a micro-batch's gradient to the op gradient. Weights that are all zero add nothing.
-func (p *pass) differentiate(h heldTape) error {
-	p.back = h.hi
-	for _, w := range p.weights[h.lo:h.hi] {
-		for _, v := range w {
-			if v != 0 {
-				return h.tape.Backward(p.weights[h.lo:h.hi])
-			}
-		}
-	}
-	return nil
 }
 
 // evaluate gives the loss the whole batch. A per-datum loss did its part before: this time it makes the metrics of the
@@ -301,18 +217,8 @@ func (p *pass) eval(ctx context.Context, lo, hi int) (loss.Output, error) {
 	if err != nil {
 		return out, err
 	}
-	if len(out.Weights) != hi-lo {
-		return out, api.Errorf(api.BadRequest, "the loss returned weights for %d datums, the batch has %d", len(out.Weights), hi-lo)
-	}
-	for i, w := range out.Weights {
-		if len(w) != len(p.logProbs[lo+i]) {
-			return out, api.Errorf(api.BadRequest, "datum %d: the loss returned %d weights for %d log-probabilities", lo+i, len(w), len(p.logProbs[lo+i]))
-		}
-		for j, v := range w {
-			if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
-				return out, api.Errorf(api.BadRequest, "datum %d: the loss returned weight %d = %v, wanted a finite number", lo+i, j, v)
-			}
-		}
+	if err := checkWeights("the loss returned", out.Weights, p.logProbs[lo:hi], lo); err != nil {
+		return out, err
 	}
 	for name := range out.Metrics {
 		if strings.Count(name, ":") != 1 {
@@ -325,20 +231,42 @@ func (p *pass) eval(ctx context.Context, lo, hi int) (loss.Output, error) {
 	return out, nil
 }
 
+// checkWeights wants one finite weight for each log-probability of the datums from first on.
+func checkWeights(who string, weights, logProbs [][]float32, first int) error {
+	if len(weights) != len(logProbs) {
+		return api.Errorf(api.BadRequest, "%s weights for %d datums, the batch has %d", who, len(weights), len(logProbs))
+	}
+	for i, w := range weights {
+		if len(w) != len(logProbs[i]) {
+			return api.Errorf(api.BadRequest, "datum %d: %s %d weights for %d log-probabilities", first+i, who, len(w), len(logProbs[i]))
+		}
+		for j, v := range w {
+			if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
+				return api.Errorf(api.BadRequest, "datum %d: %s weight %d = %v, wanted a finite number", first+i, who, j, v)
+			}
+		}
+	}
+	return nil
+}
+
 // backwardStep differentiates one micro-batch of a loss that has seen the whole batch.
 func (p *pass) backwardStep() (status, error) {
-	var h heldTape
+	var h packed
 	if len(p.tapes) > 0 {
 		h, p.tapes = p.tapes[0], p.tapes[1:]
 	} else {
-		var ok bool
-		var err error
-		if h, ok, err = p.batch(p.back, true); err != nil || !ok {
+		pl, err := p.plan(p.back, true)
+		if err != nil || pl.wait {
+			return more, err
+		}
+		if h, err = p.run.e.pack([]part{{p, p.back, pl.hi}}, pl); err != nil {
 			return more, err
 		}
 	}
-	defer p.release(h)
-	return more, p.differentiate(h)
+	defer h.release()
+	c := h.parts[0]
+	p.back = c.hi
+	return more, h.differentiate(p.weights[c.lo:c.hi])
 }
 
 func (p *pass) finish() (status, error) {
@@ -350,12 +278,16 @@ func (p *pass) finish() (status, error) {
 
 func (p *pass) dropTapes() {
 	for _, h := range p.tapes {
-		p.release(h)
+		h.release()
 	}
 	p.tapes = nil
 }
 
 func (p *pass) end(err error) {
+	if p.hold != nil {
+		p.hold(p, err)
+		return
+	}
 	p.dropTapes()
 	if err != nil {
 		p.future.fail(err)
@@ -367,11 +299,7 @@ func (p *pass) end(err error) {
 		Metrics:          p.metrics(),
 	}
 	for i, lp := range p.logProbs {
-		t := api.Floats(lp)
-		if dims := p.data[i].LossInputs["target_tokens"].Dims(); len(dims) > 1 {
-			t.Shape = dims
-		}
-		out.LossFnOutputs[i] = map[string]api.TensorData{"logprobs": t}
+		out.LossFnOutputs[i] = map[string]api.TensorData{"logprobs": {Floats: lp, Shape: p.shapes[i]}}
 	}
 	p.future.set(out, nil)
 }

@@ -62,6 +62,7 @@ func submit[T any](p Place, name string, kind queue.Kind, build func(f *Future[T
 		p.seq = seq
 	}
 	f.drop = func() { r.cancel(p.seq, en) }
+	f.state = func() State { return r.state(en) }
 	e.signal()
 	return f, nil
 }
@@ -76,6 +77,22 @@ func repeated[T any](p Place, name string, first *entry) (*Future[T], error) {
 		return nil, api.Errorf(api.BadRequest, "sequence number %d was a %s, now it is a %s", p.seq, first.name, name)
 	}
 	return f, nil
+}
+
+// state tells how far an operation that has not ended is.
+func (r *Run) state(en *entry) State {
+	r.e.mu.Lock()
+	defer r.e.mu.Unlock()
+	_, gap := r.line.Wake()
+	switch {
+	case r.current == en && en.starved:
+		return Starved
+	case r.current == en:
+		return Running
+	case gap:
+		return Gap
+	}
+	return Queued
 }
 
 // cancel drops an operation that waits.
@@ -165,8 +182,12 @@ func submitBarrier[T any](p Place, name string, check error, do func() (T, error
 }
 
 func (b *barrier[T]) step() (_ status, err error) {
-	b.value, err = b.do()
 	r := b.run
+	before := r.adapter.Version
+	b.value, err = b.do()
+	if now := r.adapter.Version; now != before {
+		r.e.endHelds(r, api.Errorf(api.Stale, "the hold is stale: it has version %d of the weights, the run has %d", before, now))
+	}
 	r.e.mu.Lock()
 	r.version, r.step = r.adapter.Version, r.adapter.Step
 	r.e.mu.Unlock()

@@ -226,6 +226,7 @@ func (e *Engine) freeRun(r *Run) {
 	if freed {
 		return
 	}
+	e.endHelds(r, errRunClosed)
 	r.adapter.Free()
 	e.used -= r.bytes
 	r.base.refs--
@@ -233,16 +234,22 @@ func (e *Engine) freeRun(r *Run) {
 }
 
 // ForwardBackward computes the loss of a batch and adds its gradient to the run's: the whole, or on an
-// error nothing. The data may not be changed until the future has ended.
+// error nothing. The data may not be changed until the future has ended. With a loss per datum, as the built-in ones are, it
+// shares its micro-batches with other runs on the base; no bit of a result depends on that.
 func (r *Run) ForwardBackward(in api.ForwardBackwardInput) (*Future[api.ForwardBackwardOutput], error) {
 	return r.place().ForwardBackward(in)
 }
 
-// ForwardBackwardCustom is ForwardBackward with a loss of the caller's. It is evaluated on a goroutine
-// of its own, under a deadline; a panic fails this operation alone.
+// ForwardBackwardCustom is ForwardBackward with a loss of the caller's, for example a [loss.Func]: one forward, one backward. It is
+// evaluated once for the whole batch, on a goroutine of its own, under a deadline (unless it is a loss.PerDatum); a panic fails this
+// operation alone.
 func (r *Run) ForwardBackwardCustom(data []api.Datum, l loss.Loss, config map[string]float64) (*Future[api.ForwardBackwardOutput], error) {
 	return r.place().ForwardBackwardCustom(data, l, config)
 }
+
+// Hold runs a batch forward and keeps what a backward needs, for a caller that computes the loss itself: see [Held]. The
+// data may not be changed until the future has ended.
+func (r *Run) Hold(data []api.Datum) (*Future[*Held], error) { return r.place().Hold(data) }
 
 // Forward computes log-probabilities and loss of a batch. It never touches the gradient.
 func (r *Run) Forward(in api.ForwardBackwardInput) (*Future[api.ForwardBackwardOutput], error) {

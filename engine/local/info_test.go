@@ -47,8 +47,8 @@ func TestNeedsAreWhatIsUsed(t *testing.T) {
 		if diff := float64(b.Bytes()-n.Weights) / float64(n.Weights); diff < 0 || diff > 0.02 {
 			t.Errorf("%s: the weights take %d bytes, foretold %d", dtype, b.Bytes(), n.Weights)
 		}
-		if n.KV != b.KVBytes(i.Context) || n.Batch != b.TrainBytes(NeedBatch, 1, 32, true) || n.Sample != n.Weights+n.KV || n.Train != n.Weights+n.Adapter+n.Batch {
-			t.Errorf("%s: %+v, wanted %d for keys and values, %d for a batch", dtype, n, b.KVBytes(i.Context), b.TrainBytes(NeedBatch, 1, 32, true))
+		if n.KV != b.KVBytes(i.Context) || n.Batch != b.TrainBytes(NeedBatch, 1, 32, true, 0) || n.Sample != n.Weights+n.KV || n.Train != n.Weights+n.Adapter+n.Batch {
+			t.Errorf("%s: %+v, wanted %d for keys and values, %d for a batch", dtype, n, b.KVBytes(i.Context), b.TrainBytes(NeedBatch, 1, 32, true, 0))
 		}
 		if dev.Info().Free > 0 && (n.FitsSample == nil || !*n.FitsSample || n.FitsTrain == nil || !*n.FitsTrain) {
 			t.Errorf("%s: %+v, wanted it to fit", dtype, n)

@@ -42,6 +42,12 @@ func (b *Base) SpareBytes() int64 {
 	return b.spare.Len()
 }
 
+// Trim frees the buffer that is kept for the next batch.
+func (b *Base) Trim() {
+	b.dev.Free(b.spare)
+	b.spare = nil
+}
+
 // give keeps the larger of buf and the spare buffer for the next batch.
 func (b *Base) give(buf kernels.Buffer) {
 	switch {

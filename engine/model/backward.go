@@ -3,6 +3,7 @@ package model
 import (
 	"fmt"
 	"math"
+	"slices"
 
 	"tinkerlocal/engine/api"
 	"tinkerlocal/kernels"
@@ -22,10 +23,20 @@ func (t *Tape) Backward(w [][]float32) error {
 		return err
 	}
 	b, f := t.base, t.f
-	ops, s := b.dev.Ops(), b.Spec
+	ops := b.dev.Ops()
 	if err := kernels.WriteFloats(b.dev, f.dout, dout); err != nil {
 		return err
 	}
+	// Rows without a weight cost nothing; of the others the logits are made again.
+	active, wide := 0, f.out.Cols()
+	for r := range len(dout) / wide {
+		if slices.ContainsFunc(dout[r*wide:(r+1)*wide], func(v float32) bool { return v != 0 }) {
+			active++
+		}
+	}
+	head := &b.work[len(b.layers)]
+	head.add(backwardUse, active, b.head)
+	head.add(recomputeUse, active, b.head)
 	err = firstErr(
 		func() error {
 			return ops.LogProbsBackward(kernels.LogProbsBackwardArgs{
@@ -40,9 +51,14 @@ func (t *Tape) Backward(w [][]float32) error {
 	if err != nil {
 		return err
 	}
-	scale := float32(1 / math.Sqrt(float64(s.HeadDim)))
 	for i := len(b.layers) - 1; i >= 0; i-- {
-		if err := t.layerBackward(ops, i, scale); err != nil {
+		if i < t.fresh { // its activations were overwritten
+			if err := b.layer(f, i, t.seqs, t.spans, nil, recomputeUse); err != nil {
+				return fmt.Errorf("layer %d again: %w", i, err)
+			}
+			t.fresh = i
+		}
+		if err := t.layerBackward(ops, i); err != nil {
 			return fmt.Errorf("layer %d backward: %w", i, err)
 		}
 	}
@@ -50,7 +66,7 @@ func (t *Tape) Backward(w [][]float32) error {
 }
 
 // layerBackward turns dx from the gradient after layer i into the gradient before it.
-func (t *Tape) layerBackward(ops kernels.Ops, i int, scale float32) error {
+func (t *Tape) layerBackward(ops kernels.Ops, i int) error {
 	b, f, s := t.base, t.f, t.base.Spec
 	w, l := &b.layers[i], &f.layers[i]
 	site := t.spans[i*sitesPerLayer:]
@@ -67,13 +83,13 @@ func (t *Tape) layerBackward(ops kernels.Ops, i int, scale float32) error {
 		},
 		func() error { return ops.RMSNormBackward(f.dx, f.dxn, l.mid, l.rstd2, w.norm2, f.dx) },
 		func() error {
-			return ops.LinearBackward(kernels.LinearBackwardArgs{
+			return b.linearBackward(i, kernels.LinearBackwardArgs{
 				DX: f.do, DV: f.dlow, DY: f.dx, V: l.low[siteO], X: l.o, W: w.o, Spans: site[siteO]})
 		},
 		func() error {
 			return ops.AttentionBackward(kernels.AttentionBackwardArgs{
 				DQ: f.dq, DK: f.dk, DV: f.dv, DO: f.do, O: l.o, LSE: l.lse, Q: l.q, K: l.k, V: l.v,
-				Seqs: t.seqs, Heads: s.Heads, KVHeads: s.KVHeads, Scale: scale,
+				Seqs: t.seqs, Heads: s.Heads, KVHeads: s.KVHeads, Scale: s.attentionScale(),
 			})
 		},
 		func() error {
@@ -84,7 +100,7 @@ func (t *Tape) layerBackward(ops kernels.Ops, i int, scale float32) error {
 		},
 		func() error { return ops.RMSNorm(f.xn, l.rstd1, l.x, w.norm1, s.Eps) },
 		func() error {
-			return ops.LinearBackward(kernels.LinearBackwardArgs{
+			return b.linearBackward(i, kernels.LinearBackwardArgs{
 				DX: dxn, DV: f.dlow, DY: f.dqkv, V: l.low[siteQKV], X: f.xn, W: w.qkv, Spans: site[siteQKV]})
 		},
 		func() error {
@@ -98,18 +114,18 @@ func (t *Tape) layerBackward(ops kernels.Ops, i int, scale float32) error {
 
 // denseBackward sets f.dxn to the gradient of the feed-forward's normalised input, which is made again in f.xn.
 func (t *Tape) denseBackward(ops kernels.Ops, i int, site [][]kernels.Span) error {
-	f := t.f
-	w, l := &t.base.layers[i], &f.layers[i]
+	b, f := t.base, t.f
+	w, l := &b.layers[i], &f.layers[i]
 	return firstErr(
 		func() error { return ops.SwiGLU(f.h, l.gu) },
 		func() error {
-			return ops.LinearBackward(kernels.LinearBackwardArgs{
+			return b.linearBackward(i, kernels.LinearBackwardArgs{
 				DX: f.dh, DV: f.dlow, DY: f.dx, V: l.low[siteDown], X: f.h, W: w.down, Spans: site[siteDown]})
 		},
 		func() error { return ops.SwiGLUBackward(f.dgu, f.dh, l.gu) },
-		func() error { return ops.RMSNorm(f.xn, l.rstd2, l.mid, w.norm2, t.base.Spec.Eps) },
+		func() error { return ops.RMSNorm(f.xn, l.rstd2, l.mid, w.norm2, b.Spec.Eps) },
 		func() error {
-			return ops.LinearBackward(kernels.LinearBackwardArgs{
+			return b.linearBackward(i, kernels.LinearBackwardArgs{
 				DX: f.dxn, DV: f.dlow, DY: f.dgu, V: l.low[siteGateUp], X: f.xn, W: w.gateUp, Spans: site[siteGateUp]})
 		},
 	)

@@ -26,6 +26,7 @@ type Base struct {
 	rope   ropeTable
 	spare  kernels.Buffer // the last released arena, kept for the next batch
 	bytes  int64
+	work   []counter // per layer, then the head; any goroutine
 }
 
 type layer struct {
@@ -51,7 +52,7 @@ func Load(ctx context.Context, dev kernels.Device, src *hf.Checkpoint, o LoadOpt
 	if err != nil {
 		return nil, err
 	}
-	b := &Base{Spec: spec, Sites: spec.Sites(), dev: dev, layers: make([]layer, spec.Layers)}
+	b := &Base{Spec: spec, Sites: spec.Sites(), dev: dev, layers: make([]layer, spec.Layers), work: make([]counter, spec.Layers+1)}
 	defer func() {
 		if err != nil {
 			b.Free()
@@ -140,7 +141,7 @@ func (b *Base) Free() {
 	free(b.embed)
 	b.rope.free(b.dev)
 	b.dev.Free(b.spare)
-	*b = Base{Spec: b.Spec, Sites: b.Sites, dev: b.dev}
+	*b = Base{Spec: b.Spec, Sites: b.Sites, dev: b.dev, work: b.work}
 }
 
 type part struct {

@@ -8,9 +8,12 @@ import (
 
 // experts is a frame's memory that all sparse layers share.
 type experts struct {
-	begin []kernels.Tensor // per layer [E+1] I32: the row each expert begins at, from which loads are read; none in a dense layer
-	h     kernels.Tensor   // [T*TopK,F] scratch
-	lows  kernels.Tensor   // [T*TopK,2R] scratch
+	// Per layer, none in a dense one: what loads are read from.
+	begin []kernels.Tensor // [E+1] I32: the row each expert begins at
+	ids   []kernels.Tensor // [T,TopK] I32: the experts of each token
+
+	h    kernels.Tensor // [T*TopK,F] scratch
+	lows kernels.Tensor // [T*TopK,2R] scratch
 
 	// backward only
 	dh, dgu, dgate kernels.Tensor // [T*TopK,F], [T*TopK,2F], [T,TopK]
@@ -19,7 +22,7 @@ type experts struct {
 // layoutRouting cuts what one sparse layer keeps.
 func (s *Spec) layoutRouting(a *arena, l *layerTape, T int) {
 	l.routing = kernels.Routing{
-		IDs: a.ints(T, s.TopK), Gate: a.floats(T, s.TopK), Prob: a.floats(T, s.Experts),
+		Gate: a.floats(T, s.TopK), Prob: a.floats(T, s.Experts),
 		Rows: a.ints(T, s.TopK), Slots: a.ints(T * s.TopK),
 	}
 	l.gus = a.floats(T*s.TopK, 2*s.ExpertFFN)
@@ -31,10 +34,10 @@ func (s *Spec) layoutExperts(a *arena, f *frame, sh shape) {
 		return
 	}
 	m, S, F := &f.moe, sh.tokens*s.TopK, s.ExpertFFN
-	m.begin = make([]kernels.Tensor, s.Layers)
+	m.begin, m.ids = make([]kernels.Tensor, s.Layers), make([]kernels.Tensor, s.Layers)
 	for i := range m.begin {
 		if s.IsSparse(i) {
-			m.begin[i] = a.ints(s.Experts + 1)
+			m.begin[i], m.ids[i] = a.ints(s.Experts+1), a.ints(sh.tokens, s.TopK)
 		}
 	}
 	m.h = a.floats(S, F)
@@ -46,21 +49,22 @@ func (s *Spec) layoutExperts(a *arena, f *frame, sh shape) {
 	}
 }
 
-// routing is layer i's routing; where it begins is kept apart, per layer also when the rest is not.
+// routing is layer i's routing; what loads are read from is kept apart, per layer also when the rest is not.
 func (f *frame) routing(i int, l *layerTape) kernels.Routing {
 	r := l.routing
-	r.Begin = f.moe.begin[i]
+	r.Begin, r.IDs = f.moe.begin[i], f.moe.ids[i]
 	return r
 }
 
 // sparse runs the feed-forward half of sparse layer i: from the normalised input f.xn and the residual l.mid to next.
-func (b *Base) sparse(f *frame, i int, l *layerTape, next kernels.Tensor, site [][]kernels.Span) error {
+func (b *Base) sparse(f *frame, i int, l *layerTape, next kernels.Tensor, site [][]kernels.Span, u use) error {
 	ops, w, r := b.dev.Ops(), &b.layers[i], f.routing(i, l)
 	return firstErr(
 		func() error {
 			return ops.Route(kernels.RouteArgs{Routing: r, X: f.xn, W: w.router, Normalize: b.Spec.NormTopK})
 		},
 		func() error {
+			b.countExperts(u, i, f.xn.Shape[0])
 			return ops.Experts(kernels.ExpertsArgs{
 				Routing: r, Y: next, X: f.xn, Res: l.mid, GU: l.gus, V: l.low[siteGateUp], VSum: l.low[siteDown],
 				H: f.moe.h, Lows: f.moe.lows, W: w.experts, Up: site[siteGateUp], Down: site[siteDown],
@@ -77,6 +81,7 @@ func (t *Tape) sparseBackward(ops kernels.Ops, i int, site [][]kernels.Span) err
 	return firstErr(
 		func() error { return ops.RMSNorm(f.xn, l.rstd2, l.mid, w.norm2, b.Spec.Eps) },
 		func() error {
+			b.countExperts(backwardUse, i, f.xn.Shape[0])
 			return ops.ExpertsBackward(kernels.ExpertsBackwardArgs{
 				Routing: r, DX: f.dxn, DGate: f.moe.dgate, DY: f.dx, X: f.xn, GU: l.gus, V: l.low[siteGateUp], VSum: l.low[siteDown],
 				H: f.moe.h, DH: f.moe.dh, DGU: f.moe.dgu, Low: f.dlow, Lows: f.moe.lows,
@@ -89,21 +94,32 @@ func (t *Tape) sparseBackward(ops kernels.Ops, i int, site [][]kernels.Span) err
 	)
 }
 
-// ExpertLoads counts the tokens that each expert of each sparse layer was given, [sparse layer][expert]. It is nil for a model without
-// experts, and waits for the forward. Counts of several tapes may be added.
-func (t *Tape) ExpertLoads() ([][]int, error) {
+// ExpertLoads counts the tokens of items [lo, hi) that each expert of each sparse layer was given, [sparse layer][expert]. It is nil for
+// a model without experts, and waits for the forward. Counts of several tapes may be added.
+func (t *Tape) ExpertLoads(lo, hi int) ([][]int, error) {
 	var loads [][]int
-	for _, begin := range t.f.moe.begin {
-		if begin.None() {
+	m, dev := &t.f.moe, t.base.dev
+	for i := range m.begin {
+		if m.begin[i].None() {
 			continue
 		}
-		at, err := kernels.ReadInts(t.base.dev, begin)
-		if err != nil {
-			return nil, err
-		}
-		counts := make([]int, len(at)-1)
-		for e := range counts {
-			counts[e] = int(at[e+1] - at[e])
+		counts := make([]int, t.base.Spec.Experts)
+		if lo == 0 && hi == len(t.items) {
+			at, err := kernels.ReadInts(dev, m.begin[i])
+			if err != nil {
+				return nil, err
+			}
+			for e := range counts {
+				counts[e] = int(at[e+1] - at[e])
+			}
+		} else {
+			ids, err := kernels.ReadInts(dev, m.ids[i].RowRange(t.seqs[lo].Begin, t.ends[hi-1]))
+			if err != nil {
+				return nil, err
+			}
+			for _, e := range ids {
+				counts[e]++
+			}
 		}
 		loads = append(loads, counts)
 	}

@@ -38,9 +38,27 @@ func TestExpertLoads(t *testing.T) {
 			t.Helper()
 			tape, _ := forward(t, b, its, keep)
 			defer tape.Release()
-			l, err := tape.ExpertLoads()
+			l, err := tape.ExpertLoads(0, len(its))
 			if err != nil {
 				t.Fatal(err)
+			}
+			parts, err := tape.ExpertLoads(0, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(its) > 1 {
+				rest, err := tape.ExpertLoads(1, len(its))
+				if err != nil {
+					t.Fatal(err)
+				}
+				for i := range parts {
+					for e := range parts[i] {
+						parts[i][e] += rest[i][e]
+					}
+				}
+			}
+			if !slices.EqualFunc(parts, l, slices.Equal) {
+				t.Errorf("loads %v, of the first item and the rest %v", l, parts)
 			}
 			return l
 		}

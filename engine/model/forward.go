@@ -2,8 +2,6 @@ package model
 
 import (
 	"fmt"
-	"math"
-
 	"tinkerlocal/engine/api"
 	"tinkerlocal/engine/lora"
 	"tinkerlocal/kernels"
@@ -19,6 +17,7 @@ type Item struct {
 // Tape is one forward and what its backward needs. Release it.
 type Tape struct {
 	base  *Base
+	fresh int // the layer whose activations are in the memory that recomputed layers share
 	buf   kernels.Buffer
 	f     *frame
 	items []Item
@@ -31,9 +30,17 @@ type Tape struct {
 
 // Forward packs batch without padding and computes the target log-probabilities. With keep the
 // activations are kept for one Backward.
-func (b *Base) Forward(batch []Item, keep bool) (_ *Tape, err error) {
-	t := &Tape{base: b, items: batch, keep: keep, ends: make([]int, len(batch)), j: make([]int, len(batch))}
-	sh := shape{keep: keep}
+func (b *Base) Forward(batch []Item, keep bool) (*Tape, error) { return b.forward(batch, keep, 0) }
+
+// ForwardRecompute is Forward with keep, except that of the first recompute layers only the input is kept, and Backward
+// runs them forward again. At most all layers but one are: the last one of those is still there. Results have the same bits.
+func (b *Base) ForwardRecompute(batch []Item, recompute int) (*Tape, error) {
+	return b.forward(batch, true, min(max(recompute, 0), b.Spec.Layers-1))
+}
+
+func (b *Base) forward(batch []Item, keep bool, recompute int) (_ *Tape, err error) {
+	t := &Tape{base: b, items: batch, keep: keep, fresh: recompute, ends: make([]int, len(batch)), j: make([]int, len(batch))}
+	sh := shape{keep: keep, recompute: recompute}
 	longest := 0
 	weights := make([]*lora.Weights, len(batch))
 	for i, it := range batch {
@@ -101,6 +108,7 @@ func (b *Base) Forward(batch []Item, keep bool) (_ *Tape, err error) {
 		if err != nil {
 			return nil, err
 		}
+		b.work[len(b.layers)].add(forwardUse, sh.tokens, b.head)
 	}
 	ok = true
 	return t, nil
@@ -133,73 +141,78 @@ func (b *Base) CheckTokens(ids []int32) error {
 // decode runs embedding, layers and final norm; the normalised hidden states are left in f.xn. With a
 // KV pool, keys and values are written to and read from it.
 func (b *Base) decode(f *frame, seqs []kernels.Seq, spans [][]kernels.Span, kv *KV) error {
-	ops, s := b.dev.Ops(), b.Spec
-	scale := float32(1 / math.Sqrt(float64(s.HeadDim)))
+	ops, u := b.dev.Ops(), forwardUse
+	if kv != nil {
+		u = sampleUse
+	}
 	if err := ops.Embed(f.layers[0].x, b.embed, f.ids); err != nil {
 		return err
 	}
 	for i := range b.layers {
-		w := &b.layers[i]
-		l, next := &f.layers[0], f.xLast
-		if len(f.layers) > 1 || len(b.layers) == 1 {
-			l = &f.layers[i]
-			if i+1 < len(f.layers) {
-				next = f.layers[i+1].x
-			}
-		}
-		k, v, rows, pageLen := l.k, l.v, kernels.Tensor{}, 0
-		if kv != nil {
-			k, v, rows, pageLen = kv.k[i], kv.v[i], f.rows, PageLen
-		}
-		site := spans[i*sitesPerLayer:]
-		err := firstErr(
-			func() error { return ops.RMSNorm(f.xn, l.rstd1, l.x, w.norm1, s.Eps) },
-			func() error {
-				return ops.Linear(kernels.LinearArgs{Y: l.qkv, V: l.low[siteQKV], X: f.xn, W: w.qkv, Bias: w.qkvBias, Spans: site[siteQKV]})
-			},
-			func() error {
-				return ops.RoPE(kernels.RoPEArgs{
-					Q: l.q, K: k, V: v, QKV: l.qkv, QNorm: w.qNorm, KNorm: w.kNorm,
-					Cos: b.rope.cos, Sin: b.rope.sin, Pos: f.pos, Rows: rows,
-					Heads: s.Heads, KVHeads: s.KVHeads, Eps: s.Eps,
-				})
-			},
-			func() error {
-				return ops.Attention(kernels.AttentionArgs{
-					O: l.o, LSE: l.lse, Q: l.q, K: k, V: v, Seqs: seqs, PageLen: pageLen,
-					Heads: s.Heads, KVHeads: s.KVHeads, Scale: scale,
-				})
-			},
-			func() error {
-				return ops.Linear(kernels.LinearArgs{Y: l.mid, V: l.low[siteO], X: l.o, W: w.o, Spans: site[siteO], Res: l.x})
-			},
-			func() error { return ops.RMSNorm(f.xn, l.rstd2, l.mid, w.norm2, s.Eps) },
-			func() error {
-				if w.experts != nil {
-					return b.sparse(f, i, l, next, site)
-				}
-				return b.dense(f, i, l, next, site)
-			},
-		)
-		if err != nil {
+		if err := b.layer(f, i, seqs, spans, kv, u); err != nil {
 			return fmt.Errorf("layer %d: %w", i, err)
 		}
 	}
-	return ops.RMSNorm(f.xn, f.rstd, f.xLast, b.norm, s.Eps)
+	return ops.RMSNorm(f.xn, f.rstd, f.xLast, b.norm, b.Spec.Eps)
+}
+
+// layer runs layer i from its input to the next one's, which a recomputation of a dense layer leaves out: it is known.
+func (b *Base) layer(f *frame, i int, seqs []kernels.Seq, spans [][]kernels.Span, kv *KV, u use) error {
+	ops, s, w := b.dev.Ops(), b.Spec, &b.layers[i]
+	l, next := &f.layers[0], f.xLast
+	if len(f.layers) > 1 || len(b.layers) == 1 {
+		l = &f.layers[i]
+		if i+1 < len(f.layers) {
+			next = f.layers[i+1].x
+		}
+	}
+	k, v, rows, pageLen := l.k, l.v, kernels.Tensor{}, 0
+	if kv != nil {
+		k, v, rows, pageLen = kv.k[i], kv.v[i], f.rows, PageLen
+	}
+	site := spans[i*sitesPerLayer:]
+	return firstErr(
+		func() error { return ops.RMSNorm(f.xn, l.rstd1, l.x, w.norm1, s.Eps) },
+		func() error {
+			return b.linear(u, i, kernels.LinearArgs{Y: l.qkv, V: l.low[siteQKV], X: f.xn, W: w.qkv, Bias: w.qkvBias, Spans: site[siteQKV]})
+		},
+		func() error {
+			return ops.RoPE(kernels.RoPEArgs{
+				Q: l.q, K: k, V: v, QKV: l.qkv, QNorm: w.qNorm, KNorm: w.kNorm,
+				Cos: b.rope.cos, Sin: b.rope.sin, Pos: f.pos, Rows: rows,
+				Heads: s.Heads, KVHeads: s.KVHeads, Eps: s.Eps,
+			})
+		},
+		func() error {
+			return ops.Attention(kernels.AttentionArgs{
+				O: l.o, LSE: l.lse, Q: l.q, K: k, V: v, Seqs: seqs, PageLen: pageLen,
+				Heads: s.Heads, KVHeads: s.KVHeads, Scale: s.attentionScale(),
+			})
+		},
+		func() error {
+			return b.linear(u, i, kernels.LinearArgs{Y: l.mid, V: l.low[siteO], X: l.o, W: w.o, Spans: site[siteO], Res: l.x})
+		},
+		func() error { return ops.RMSNorm(f.xn, l.rstd2, l.mid, w.norm2, s.Eps) },
+		func() error {
+			if w.experts != nil {
+				return b.sparse(f, i, l, next, site, u)
+			}
+			return b.dense(f, i, l, next, site, u)
+		},
+	)
 }
 
 // dense runs the feed-forward half of layer i: from the normalised input f.xn and the residual l.mid to next.
-func (b *Base) dense(f *frame, i int, l *layerTape, next kernels.Tensor, site [][]kernels.Span) error {
+func (b *Base) dense(f *frame, i int, l *layerTape, next kernels.Tensor, site [][]kernels.Span, u use) error {
 	ops, w := b.dev.Ops(), &b.layers[i]
-	return firstErr(
-		func() error {
-			return ops.Linear(kernels.LinearArgs{Y: l.gu, V: l.low[siteGateUp], X: f.xn, W: w.gateUp, Spans: site[siteGateUp]})
-		},
-		func() error { return ops.SwiGLU(f.h, l.gu) },
-		func() error {
-			return ops.Linear(kernels.LinearArgs{Y: next, V: l.low[siteDown], X: f.h, W: w.down, Spans: site[siteDown], Res: l.mid})
-		},
-	)
+	err := b.linear(u, i, kernels.LinearArgs{Y: l.gu, V: l.low[siteGateUp], X: f.xn, W: w.gateUp, Spans: site[siteGateUp]})
+	if err != nil || u == recomputeUse {
+		return err
+	}
+	if err := ops.SwiGLU(f.h, l.gu); err != nil {
+		return err
+	}
+	return b.linear(u, i, kernels.LinearArgs{Y: next, V: l.low[siteDown], X: f.h, W: w.down, Spans: site[siteDown], Res: l.mid})
 }
 
 // firstErr runs steps in order until one fails.

@@ -12,7 +12,9 @@ type shape struct {
 	vrows   int  // rows of logits that exist at a time (generation), 0 in training
 	rank    int  // largest adapter rank in the batch
 	keep    bool // a backward will follow
-	cached  bool // keys and values go to a KV pool, not into the frame
+
+	recompute int  // with keep: the first layers of which only the input is kept
+	cached    bool // keys and values go to a KV pool, not into the frame
 }
 
 // frame is the device memory of one packed batch: what the layers read and write, and with keep what the
@@ -20,7 +22,7 @@ type shape struct {
 type frame struct {
 	ids, pos, rows kernels.Tensor // I32 [T]
 	target         kernels.Tensor // I32 [T,J]
-	layers         []layerTape    // one per layer with keep, else one for all
+	layers         []layerTape    // one per layer with keep, else one for all; the first recompute+1 share memory
 	xLast, rstd    kernels.Tensor // final residual [T,D]; rstd of the final norm [T]
 	xn             kernels.Tensor // [T,D] scratch: normalised input
 	h              kernels.Tensor // [T,F] scratch: SwiGLU product
@@ -35,7 +37,8 @@ type frame struct {
 	dx, dxn, do, dq, dk, dv, dqkv, dh, dgu, dlow, dout kernels.Tensor
 }
 
-// layerTape is what one layer's forward leaves for its backward.
+// layerTape is what one layer's forward leaves for its backward. Every layer has its own x and low[siteDown], so that
+// running it forward again can stop before the down projection; the rest may be shared by layers.
 type layerTape struct {
 	x, mid       kernels.Tensor                // residual stream before the layer and between its halves [T,D]
 	rstd1, rstd2 kernels.Tensor                // [T]
@@ -67,32 +70,12 @@ func (s *Spec) layout(a *arena, sh shape) *frame {
 	f.layers = make([]layerTape, n)
 	for i := range f.layers {
 		l := &f.layers[i]
-		l.x, l.mid = a.floats(T, D), a.floats(T, D)
-		l.rstd1, l.rstd2 = a.floats(T), a.floats(T)
-		l.qkv = a.floats(T, s.QWidth()+2*s.KVWidth())
-		l.q = a.floats(T, s.QWidth())
-		if !sh.cached {
-			l.k, l.v = a.floats(T, s.KVWidth()), a.floats(T, s.KVWidth())
+		if i == 0 || i > sh.recompute {
+			s.layoutLayer(a, l, i, sh)
+		} else {
+			*l = f.layers[0]
 		}
-		l.o = a.floats(T, s.QWidth())
-		if sh.keep {
-			l.lse = a.floats(T, s.Heads)
-		}
-		// One layerTape for all layers has what both kinds need.
-		dense, sparse := s.sparseLayers() < s.Layers, s.sparseLayers() > 0
-		if sh.keep {
-			sparse = s.IsSparse(i)
-			dense = !sparse
-		}
-		if dense {
-			l.gu = a.floats(T, 2*s.FFN)
-		}
-		if sparse {
-			s.layoutRouting(a, l, T)
-		}
-		for j, parts := range [sitesPerLayer]int{3, 1, 2, 1} {
-			l.low[j] = low(parts)
-		}
+		l.x, l.low[siteDown] = a.floats(T, D), low(1)
 	}
 	f.xLast, f.rstd = f.layers[0].x, a.floats(T)
 	if sh.keep {
@@ -123,6 +106,44 @@ func (s *Spec) layout(a *arena, sh shape) *frame {
 	return f
 }
 
+// layoutLayer cuts what layer i has for itself, unless it is the first of those that share.
+func (s *Spec) layoutLayer(a *arena, l *layerTape, i int, sh shape) {
+	T := sh.tokens
+	l.mid = a.floats(T, s.Hidden)
+	l.rstd1, l.rstd2 = a.floats(T), a.floats(T)
+	l.qkv = a.floats(T, s.QWidth()+2*s.KVWidth())
+	l.q = a.floats(T, s.QWidth())
+	if !sh.cached {
+		l.k, l.v = a.floats(T, s.KVWidth()), a.floats(T, s.KVWidth())
+	}
+	l.o = a.floats(T, s.QWidth())
+	if sh.keep {
+		l.lse = a.floats(T, s.Heads)
+	}
+	// One layerTape for several layers has what both kinds need.
+	last := i
+	if !sh.keep {
+		last = s.Layers - 1
+	} else if i == 0 {
+		last = sh.recompute
+	}
+	dense, sparse := false, false
+	for ; i <= last; i++ {
+		dense, sparse = dense || !s.IsSparse(i), sparse || s.IsSparse(i)
+	}
+	if dense {
+		l.gu = a.floats(T, 2*s.FFN)
+	}
+	if sparse {
+		s.layoutRouting(a, l, T)
+	}
+	if sh.rank > 0 {
+		for site, parts := range [siteDown]int{3, 1, 2} {
+			l.low[site] = a.floats(T, parts*sh.rank)
+		}
+	}
+}
+
 // bytes is the memory a frame of this shape takes.
 func (s *Spec) bytes(act kernels.DType, sh shape) int64 {
 	a := &arena{act: act}
@@ -131,9 +152,16 @@ func (s *Spec) bytes(act kernels.DType, sh shape) int64 {
 }
 
 // TrainBytes is the device memory that one packed batch of tokens with J targets per position and an
-// adapter of the given rank takes, with what a backward needs when keep is true. Any goroutine may call it.
-func (b *Base) TrainBytes(tokens, targets, rank int, keep bool) int64 {
-	return b.Spec.bytes(b.dev.Info().Act, shape{tokens: tokens, targets: targets, rank: rank, keep: keep})
+// adapter of the given rank takes, with what a backward needs when keep is true: all but what ForwardRecompute
+// leaves out of the first recompute layers. Any goroutine may call it.
+func (b *Base) TrainBytes(tokens, targets, rank int, keep bool, recompute int) int64 {
+	return b.Spec.bytes(b.dev.Info().Act, shape{tokens: tokens, targets: targets, rank: rank, keep: keep, recompute: recompute})
+}
+
+// DecodeBytes is the device memory that one Extend of up to that many sequences and tokens takes besides the pool, logits
+// included. Any goroutine may call it.
+func (b *Base) DecodeBytes(sequences, tokens, rank int) int64 {
+	return b.Spec.bytes(b.dev.Info().Act, shape{tokens: tokens, vrows: sequences, targets: 1, rank: rank, cached: true})
 }
 
 // spans lists, for one site, which tokens use which adapter. ends[i] is the end row of item i.

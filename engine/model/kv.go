@@ -250,6 +250,7 @@ func (b *Base) logits(f *frame, ends []int, weights []*lora.Weights) (*Logits, e
 	if err != nil {
 		return nil, err
 	}
+	b.work[len(b.layers)].add(sampleUse, S, b.head)
 	z, err := kernels.ReadFloats(b.dev, zs)
 	if err != nil {
 		return nil, err

@@ -103,6 +103,7 @@ func (b *Base) scorePlain(f *frame, h kernels.Tensor, s scored, out []Scores) er
 	if err != nil {
 		return err
 	}
+	b.work[len(b.layers)].add(sampleUse, n, b.head)
 	all, err := kernels.ReadFloats(b.dev, lp)
 	if err != nil {
 		return err
@@ -128,6 +129,7 @@ func (b *Base) scoreListed(f *frame, h kernels.Tensor, s scored, feeds []Feed, o
 		if err != nil {
 			return err
 		}
+		b.work[len(b.layers)].add(sampleUse, hi-lo, b.head)
 		z, err := kernels.ReadFloats(b.dev, zs)
 		if err != nil {
 			return err

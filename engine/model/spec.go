@@ -5,6 +5,7 @@ package model
 
 import (
 	"fmt"
+	"math"
 
 	"tinkerlocal/engine/api"
 	"tinkerlocal/engine/hf"
@@ -126,6 +127,8 @@ func (s *Spec) Context() string {
 // QWidth and KVWidth are the output features of the query and of the key (or value) projections.
 func (s *Spec) QWidth() int  { return s.Heads * s.HeadDim }
 func (s *Spec) KVWidth() int { return s.KVHeads * s.HeadDim }
+
+func (s *Spec) attentionScale() float32 { return float32(1 / math.Sqrt(float64(s.HeadDim))) }
 
 // Params counts the base's parameters.
 func (s *Spec) Params() int64 {

@@ -140,6 +140,14 @@ func (l *Line[T]) Ready(now time.Time) bool {
 	return s != nil && !l.barrier && (s.kind == Pass || l.passes == 0)
 }
 
+// Peek returns the operation that Next would start.
+func (l *Line[T]) Peek(now time.Time) (v T, ok bool) {
+	if l.Ready(now) {
+		return l.slots[l.next].v, true
+	}
+	return v, false
+}
+
 // Next starts the next operation, if it may start now: its number is next in order, no barrier is
 // running, and, if it is a barrier, nothing is running. The caller reports its end with Done.
 func (l *Line[T]) Next(now time.Time) (seq int64, v T, ok bool) {

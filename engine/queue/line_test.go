@@ -20,7 +20,11 @@ var start = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 func run(l *queue.Line[string], now time.Time) []string {
 	var out []string
 	for {
+		ahead, some := l.Peek(now)
 		seq, v, ok := l.Next(now)
+		if v != ahead || ok != some {
+			panic(fmt.Sprintf("next is %q, %t; Peek said %q, %t", v, ok, ahead, some))
+		}
 		if !ok {
 			return out
 		}

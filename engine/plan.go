@@ -1,0 +1,131 @@
+package engine
+
+import (
+	"sort"
+
+	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/model"
+)
+
+// The memory plan: what a micro-batch takes is known before it runs.
+
+// plan is one micro-batch of a pass: the datums up to hi.
+type plan struct {
+	size
+	hi        int
+	keep      bool
+	recompute int // layers of which only the input is kept
+	bytes     int64
+	wait      bool // it fits when other operations have released their tapes
+}
+
+// size is what decides how much memory a packed batch takes.
+type size struct{ tokens, targets, rank int }
+
+func (s *size) add(it model.Item, rank int) {
+	s.tokens += len(it.Tokens)
+	s.targets = max(s.targets, len(it.Targets)/len(it.Tokens))
+	s.rank = max(s.rank, rank)
+}
+
+func (pl *plan) measure(b *base) {
+	pl.bytes = b.model.TrainBytes(pl.tokens, pl.targets, pl.rank, pl.keep, pl.recompute)
+}
+
+// plan cuts the micro-batch that begins at datum lo. What comes first when memory is short: smaller micro-batches, down to
+// one datum; then tapes of holds and unused bases are given up; then, with keep, as few layers as needed are run forward
+// again in the backward. Only then it waits for tapes that other operations hold, or is refused.
+func (p *pass) plan(lo int, keep bool) (plan, error) {
+	e, b := p.run.e, p.run.base
+	room := e.room(b)
+	pl := p.cut(lo, room, keep)
+	if pl.bytes > room {
+		room = e.makeRoom(b, pl.bytes)
+		pl = p.cut(lo, room, keep)
+	}
+	for keep && pl.bytes > room && pl.recompute < b.info.Spec.Layers-1 {
+		pl.recompute++
+		pl.measure(b)
+	}
+	switch {
+	case pl.bytes <= room:
+		return pl, nil
+	case e.tapes > len(p.tapes):
+		e.mu.Lock()
+		p.entry.starved = true
+		e.mu.Unlock()
+		pl.wait = true
+		return pl, nil
+	}
+	return pl, api.Errorf(api.OutOfMemory, "%s: datum %d with %d tokens needs %d bytes of device memory, %d are free",
+		p.entry.name, lo, len(p.items[lo].Tokens), pl.bytes, room)
+}
+
+// cut ends the micro-batch that begins at datum lo: as many datums as the token limit and room bytes
+// allow, at least one.
+func (p *pass) cut(lo int, room int64, keep bool) plan {
+	last := plan{keep: keep}
+	if keep {
+		last.recompute = p.recompute
+	}
+	for hi := lo; hi < len(p.items); hi++ {
+		pl := last
+		pl.add(p.items[hi], p.run.lora.Rank)
+		pl.measure(p.run.base)
+		if hi > lo && (pl.tokens > p.run.e.lim.MicroBatchTokens || pl.bytes > room) {
+			break
+		}
+		last, last.hi = pl, hi+1
+	}
+	return last
+}
+
+// planKept plans for weights that are known when the whole batch has passed: all tapes are kept, with the fewest
+// recomputed layers with which they fit side by side. That is always cheaper than a second forward, which would run every layer,
+// their down projections and the head again; so only when not even the layers' inputs fit is nothing kept, ok
+// false, and the forward run twice.
+func (p *pass) planKept() (recompute int, ok bool) {
+	b, room := p.run.base, p.run.e.room(p.run.base)
+	var batches []plan
+	pl := plan{keep: true}
+	for i, it := range p.items {
+		if i > 0 && pl.tokens+len(it.Tokens) > p.run.e.lim.MicroBatchTokens {
+			batches = append(batches, pl)
+			pl = plan{keep: true}
+		}
+		pl.add(it, p.run.lora.Rank)
+	}
+	batches = append(batches, pl)
+	layers := b.info.Spec.Layers
+	recompute = sort.Search(layers, func(n int) bool {
+		total := int64(0)
+		for _, pl := range batches {
+			pl.recompute = n
+			pl.measure(b)
+			total += pl.bytes
+		}
+		return total <= room
+	})
+	if recompute == layers {
+		return 0, false
+	}
+	return recompute, true
+}
+
+// makeRoom gives up what can be made again until bytes fit for b's work: tapes of holds, the oldest first, then bases that
+// nobody uses. It returns the room there is then.
+func (e *Engine) makeRoom(b *base, bytes int64) int64 {
+	room := e.room(b)
+	for _, h := range e.helds {
+		if bytes <= room {
+			return room
+		}
+		if h.evict() {
+			room = e.room(b)
+		}
+	}
+	if bytes > room && e.freeIdle() {
+		room = e.room(b)
+	}
+	return room
+}
