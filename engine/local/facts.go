@@ -14,7 +14,8 @@ import (
 type Facts struct {
 	Name        string
 	Spec        model.Spec
-	EosTokenIDs []int32 // end a sampled sequence
+	EosTokenIDs []int32       // end a sampled sequence
+	Generation  hf.Generation // what the publisher suggests for sampling
 	Tokenizer   *token.Tokenizer
 	Template    string // the chat template; "": there is none
 	BOS, EOS    string // names of the tokens at the beginning and end of a text; "": there is none
@@ -31,7 +32,7 @@ func (m Models) Facts(name string) (*Facts, error) {
 	if err != nil {
 		return nil, api.Errorf(api.CodeOf(err), "%s: %w", name, err)
 	}
-	f := &Facts{Name: name, Spec: *spec}
+	f := &Facts{Name: name, Spec: *spec, Generation: src.Generation}
 	for _, id := range src.EndTokens() {
 		f.EosTokenIDs = append(f.EosTokenIDs, int32(id))
 	}
