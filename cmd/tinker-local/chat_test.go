@@ -199,8 +199,26 @@ func TestTalk(t *testing.T) {
 // TestTalkInterrupt: an interrupt stops the reply and the talk goes on; one at the prompt ends it.
 func TestTalkInterrupt(t *testing.T) {
 	k, out, interrupts := newTalk(t)
-	k.params.MaxTokens, k.params.Temperature = 0, 1
-	k.format, _ = chat.ByName("role_colon") // the embedded model hardly ever writes its end
+	k.params.MaxTokens, k.params.Temperature = 0, 100 // nonsense without end
+	k.format, _ = chat.ByName("role_colon")
+	for seed := int64(0); ; seed++ { // one whose reply is long enough to be interrupted
+		k.params.Seed = &seed
+		r, _, err := k.request([]chat.Message{{Role: chat.User, Content: "tell me everything"}}, k.options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := k.model.base.Sample(t.Context(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := f.Wait(t.Context()); err != nil || len(got.Sequences[0].Tokens) > 300 {
+			k.replies = 0
+			break
+		} else if seed == 300 {
+			t.Fatal("no long reply")
+		}
+		k.replies = 0
+	}
 	stopped := make(chan struct{})
 	go func() {
 		for len(out.String()) < 5 {
