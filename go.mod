@@ -4,11 +4,14 @@ go 1.26.0
 
 require (
 	github.com/dlclark/regexp2 v1.12.0 // engine/token: tokenizer.json splitting patterns need look-ahead, which package regexp lacks
+	github.com/guptarohit/asciigraph v0.10.0 // loss curve in the terminal
 	github.com/jedib0t/go-pretty/v6 v6.8.3 // tables of the model commands
 	github.com/mmcloughlin/avo v0.5.0 // writes the AVX2 kernels at go generate
 	github.com/schollz/progressbar/v3 v3.19.1 // progress bar of long commands
 	github.com/spf13/cobra v1.10.2 // commands, flags, help
+	golang.org/x/image v0.47.0 // loss curve as PNG: letters and smooth lines
 	golang.org/x/sys v0.49.0 // mapping weight files; CPU features
+	golang.org/x/term v0.44.0 // line editing of chat; width of the terminal
 	golang.org/x/text v0.43.0 // engine/token: canonical decompositions and combining classes for NFC
 )
 
@@ -20,6 +23,5 @@ require (
 	github.com/spf13/pflag v1.0.9 // indirect
 	golang.org/x/mod v0.41.0 // indirect
 	golang.org/x/sync v0.24.0 // indirect
-	golang.org/x/term v0.44.0 // indirect
 	golang.org/x/tools v0.51.0 // indirect
 )

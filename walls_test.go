@@ -64,11 +64,15 @@ var walls = map[string][]string{
 	"engine/enginetest": {"engine/hf", "engine/api"},
 
 	// what programs on top of the engine share
-	"engine/sft": {"engine", "engine/api"},
+	"engine/sft":        {"engine", "engine/loss", "engine/api"},
+	"engine/sft/data":   {"engine/sft", "engine/token", "engine/chat", "engine/api"},
+	"engine/sft/record": {"engine/sft", "engine/api"},
 
 	// doors: they translate and hold no logic. engine/api is the vocabulary that all of them speak.
 	"cmd/tinker-local": {
-		"engine/local", "engine/sft", "engine", "engine/token", "engine/api", "cmd/tinker-local/server", "cmd/tinker-local/hub", // prompts are text: a door tokenizes
+		"engine/local", "engine/sft", "engine/sft/data", "engine/sft/record", "engine", "engine/api",
+		"cmd/tinker-local/server", "cmd/tinker-local/hub",
+		"engine/token", "engine/chat", // prompts are text: a door tokenizes
 	},
 	"cmd/tinker-local/hub":         {"engine/api"}, // downloads: the engine itself never opens a socket
 	"cmd/tinker-local/server":      {"engine", "engine/api", "cmd/tinker-local/server/wire"},

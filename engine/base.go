@@ -100,11 +100,7 @@ func (e *Engine) load(name string) (*base, error) {
 	b := &base{e: e, model: m, snaps: map[*lora.Snapshot]bool{}, info: BaseInfo{
 		Name: name, Spec: *m.Spec, Params: m.Spec.Params(), Bytes: m.Bytes(),
 	}}
-	ids := src.Generation.EosTokenIDs
-	if len(ids) == 0 {
-		ids = src.Config.EosTokenIDs // folders without a generation_config.json
-	}
-	for _, id := range ids {
+	for _, id := range src.EndTokens() {
 		b.info.EosTokenIDs = append(b.info.EosTokenIDs, int32(id))
 	}
 	b.detok, b.detokErr = e.detokenizer(name, src)

@@ -6,6 +6,9 @@ import (
 	"tinkerlocal/engine/queue"
 )
 
+// DefaultMicroBatchTokens is the default of Limits.MicroBatchTokens.
+const DefaultMicroBatchTokens = 4096
+
 // Limits bound what an engine takes on. A zero field has the default named beside it.
 type Limits struct {
 	// Memory is how many bytes of device memory bases, adapters, key/value pools and batches may take
@@ -79,7 +82,7 @@ func (l Limits) withDefaults() Limits {
 		v   *int
 		def int
 	}{
-		{&l.MicroBatchTokens, 4096}, {&l.PrefillTokens, 512}, {&l.DecodeSequences, 64}, {&l.KVPositions, 65536},
+		{&l.MicroBatchTokens, DefaultMicroBatchTokens}, {&l.PrefillTokens, 512}, {&l.DecodeSequences, 64}, {&l.KVPositions, 65536},
 		{&l.Runs, 256}, {&l.QueuedOps, 1024}, {&l.DatumsPerOp, 4096}, {&l.TokensPerOp, 4 << 20},
 		{&l.SampleRequests, 4096}, {&l.SamplesPerRequest, 1024}, {&l.StopStrings, 64}, {&l.StopBytes, 1024},
 		{&l.TopKPromptLogProbs, 128}, {&l.Remembered, 256}, {&l.Holds, 64},

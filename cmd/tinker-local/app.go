@@ -16,6 +16,7 @@ import (
 
 // app is what every command shares: the streams and the persistent flags.
 type app struct {
+	in       io.Reader
 	out, err io.Writer
 	opt      local.Options
 	json     bool

@@ -18,6 +18,7 @@ var commands = []func(*app) *cobra.Command{
 	quickstartCommand,
 	trainCommand,
 	sampleCommand,
+	chatCommand,
 	modelCommand,
 	doctorCommand,
 	versionCommand,
@@ -43,7 +44,7 @@ func main() {
 
 // run is main with its surroundings handed in.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	a := &app{out: stdout, err: stderr}
+	a := &app{in: os.Stdin, out: stdout, err: stderr}
 	root := &cobra.Command{
 		Use:   "tinker-local",
 		Short: "Fine-tune and sample LoRA adapters on this machine",

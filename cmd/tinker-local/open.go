@@ -17,16 +17,23 @@ type opened struct {
 	model     string
 	engine    *engine.Engine
 	session   *engine.Session
-	tokenizer *token.Tokenizer
-	base      *engine.Sampler // the bare base
+	facts     *local.Facts
+	tokenizer *token.Tokenizer // the facts' own
+	base      *engine.Sampler  // the bare base
 }
 
 // open starts an engine and loads a base model, with a bar while it loads.
-func (a *app) open(ctx context.Context, model string) (_ *opened, err error) {
-	tok, err := a.models().Tokenizer(model)
+func (a *app) open(ctx context.Context, model string) (*opened, error) {
+	facts, err := a.facts(model)
 	if err != nil {
 		return nil, err
 	}
+	return a.openModel(ctx, facts)
+}
+
+// openModel is open for a model whose facts are known.
+func (a *app) openModel(ctx context.Context, facts *local.Facts) (_ *opened, err error) {
+	model := facts.Name
 	bar := countBar(a.err, 1, "loading "+model)
 	o := a.opt
 	o.Progress = func(_ string, done, total int64) {
@@ -44,7 +51,7 @@ func (a *app) open(ctx context.Context, model string) (_ *opened, err error) {
 			e.Close()
 		}
 	}()
-	m := &opened{model: model, engine: e, session: e.NewSession(), tokenizer: tok}
+	m := &opened{model: model, engine: e, session: e.NewSession(), facts: facts, tokenizer: facts.Tokenizer}
 	f, err := m.session.NewSampler(model)
 	if err != nil {
 		return nil, err
@@ -57,14 +64,6 @@ func (a *app) open(ctx context.Context, model string) (_ *opened, err error) {
 }
 
 func (m *opened) close() { m.engine.Close() }
-
-// endToken is the model's first end-of-text token, or -1.
-func (m *opened) endToken() int32 {
-	if ids := m.base.Base().EosTokenIDs; len(ids) > 0 {
-		return ids[0]
-	}
-	return -1
-}
 
 // sampler is the bare base, or the base with a PEFT adapter folder.
 func (m *opened) sampler(ctx context.Context, adapter string) (*engine.Sampler, error) {
@@ -84,6 +83,11 @@ func (m *opened) sampler(ctx context.Context, adapter string) (*engine.Sampler, 
 		return nil, fmt.Errorf("%s on %s: %w", adapter, m.model, err)
 	}
 	return s, nil
+}
+
+// facts reads what a model's folder says without its weights.
+func (a *app) facts(model string) (*local.Facts, error) {
+	return a.models().Facts(model)
 }
 
 // newRun starts a training run.

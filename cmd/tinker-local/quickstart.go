@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -61,6 +62,9 @@ func quickstartCommand(a *app) *cobra.Command {
 }
 
 func quickstart(ctx context.Context, a *app, out string, seed int64) error {
+	if err := checkWritable(out); err != nil {
+		return err
+	}
 	m, err := a.open(ctx, local.TinyModel)
 	if err != nil {
 		return err
@@ -85,21 +89,24 @@ func quickstart(ctx context.Context, a *app, out string, seed int64) error {
 	if err != nil {
 		return err
 	}
-	examples := make([]sft.Example, len(train))
+	examples := make(sft.Examples, len(train))
 	for i, p := range train {
-		examples[i] = encode(m.tokenizer, p.prompt(), p.completion(), -1)
+		prompt := m.tokenizer.Encode(p.prompt(), true)
+		examples[i] = sft.Completion(slices.Concat(prompt, m.tokenizer.Encode(p.completion(), false)), len(prompt))
 	}
 	adam := api.DefaultAdam()
 	adam.LearningRate, adam.GradClipNorm = quickLR, 1
 	o := sft.Options{Steps: quickSteps, BatchSize: quickBatch, Warmup: 10, FinalLR: 0.1, Adam: adam, Seed: seed}
-	var last sft.Progress
-	bar := newTrainBar(a.err, o.Steps)
-	err = sft.Train(ctx, run, examples, o, func(p sft.Progress) { last = p; bar.report(p) })
-	bar.end()
-	if errors.Is(err, context.Canceled) {
-		return a.saveInterrupted(run, out, last, local.TinyModel)
-	}
+	rec, err := a.newRecorder("", out, o.Steps)
 	if err != nil {
+		return err
+	}
+	err = sft.Train(ctx, run, sft.Supervised{Source: examples}, o, rec.report)
+	noted, last := rec.end(nil), rec.last
+	if errors.Is(err, context.Canceled) {
+		return errors.Join(a.saveInterrupted(run, out, last, local.TinyModel), noted)
+	}
+	if err := errors.Join(err, noted); err != nil {
 		return err
 	}
 	res.TrainSeconds, res.TokensPerSecond = last.Elapsed.Seconds(), last.TokensPerSecond
@@ -127,7 +134,7 @@ func quickstart(ctx context.Context, a *app, out string, seed int64) error {
 	}
 	a.say("After: %.1f %% of the held-out phrases are right.", 100*res.TunedExactMatch)
 	a.showExamples(heldout, after)
-	a.say("The adapter is in %s (a PEFT folder). Next:", out)
+	a.say("The adapter is in %s (a PEFT folder), the loss of each step in %s. Next:", out, rec.path)
 	a.say("  %s sample --model %s --adapter %s --prompt $'English: hello world\\nPig Latin:' --stop $'\\n' --temperature 0", os.Args[0], local.TinyModel, out)
 	a.say("  %s train --model %s --data FILE.jsonl --out my-adapter     # rows of {\"prompt\": …, \"completion\": …}", os.Args[0], local.TinyModel)
 	return nil

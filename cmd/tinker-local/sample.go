@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"tinkerlocal/engine"
 	"tinkerlocal/engine/api"
 )
 
@@ -37,7 +39,8 @@ func sampleCommand(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "sample --model NAME|DIR --prompt TEXT",
 		Short: "Sample text from a base model, with or without an adapter",
-		Long:  "sample continues a prompt. Temperature 0 always takes the most likely token.",
+		Long: "sample continues a prompt and prints the text as it is made; several continuations, or any with log-probabilities, are printed\n" +
+			"when they are complete. Temperature 0 always takes the most likely token.",
 		Example: "  tinker-local sample --model tinker-local/tiny --prompt 'reverse: stone'\n" +
 			"  tinker-local sample --model Qwen/Qwen3-0.6B --models ~/models --adapter my-adapter --prompt 'Once' -n 3 --temperature 0.8 --logprobs\n" +
 			"  tinker-local sample --model tinker-local/tiny --prompt 'reverse: stone' --max-tokens 1 --top-logprobs 3",
@@ -75,6 +78,20 @@ func (f sampleFlags) check(c *cobra.Command) error {
 		return errors.New("--model is required")
 	case !c.Flags().Changed("prompt"):
 		return errors.New("--prompt is required")
+	case f.topLogprobs < 0:
+		return fmt.Errorf("--top-logprobs is %d, wanted at least 0", f.topLogprobs)
+	}
+	for _, s := range f.stop {
+		if s == "" {
+			return errors.New("--stop is empty, wanted some text")
+		}
+	}
+	return f.checkDraw()
+}
+
+// checkDraw checks the settings that chat has, too.
+func (f sampleFlags) checkDraw() error {
+	switch {
 	case f.n < 1:
 		return fmt.Errorf("--num-samples is %d, wanted at least 1", f.n)
 	case f.maxTokens < 0:
@@ -85,13 +102,6 @@ func (f sampleFlags) check(c *cobra.Command) error {
 		return fmt.Errorf("--top-k is %d, wanted -1 (off) or at least 1", f.topK)
 	case !(f.topP > 0 && f.topP <= 1):
 		return fmt.Errorf("--top-p is %v, wanted more than 0 and at most 1", f.topP)
-	case f.topLogprobs < 0:
-		return fmt.Errorf("--top-logprobs is %d, wanted at least 0", f.topLogprobs)
-	}
-	for _, s := range f.stop {
-		if s == "" {
-			return errors.New("--stop is empty, wanted some text")
-		}
 	}
 	return nil
 }
@@ -107,13 +117,17 @@ func sampleText(ctx context.Context, a *app, f sampleFlags, seed *int64) error {
 		return err
 	}
 	prompt := m.tokenizer.Encode(f.prompt, true)
-	future, err := s.Sample(ctx, api.SampleRequest{
+	request := api.SampleRequest{
 		Prompt: api.FromInts(prompt), NumSamples: f.n, PromptLogProbs: f.promptLogprobs, TopKPromptLogProbs: f.topLogprobs,
 		Params: api.SamplingParams{
 			MaxTokens: f.maxTokens, Seed: seed, Stop: f.stop,
 			Temperature: f.temperature, TopK: f.topK, TopP: f.topP,
 		},
-	})
+	}
+	if f.n == 1 && !a.json && !f.logprobs && !f.promptLogprobs && f.topLogprobs == 0 {
+		return a.streamSample(ctx, m, s, request)
+	}
+	future, err := s.Sample(ctx, request)
 	if err != nil {
 		return err
 	}
@@ -122,6 +136,26 @@ func sampleText(ctx context.Context, a *app, f sampleFlags, seed *int64) error {
 		return err
 	}
 	return a.printSamples(m, prompt, out, f.logprobs)
+}
+
+// streamSample prints one continuation as it is made.
+func (a *app) streamSample(ctx context.Context, m *opened, s *engine.Sampler, r api.SampleRequest) error {
+	stream, err := s.Stream(ctx, r)
+	if err != nil {
+		return err
+	}
+	text := newLiveText(a.out, m.tokenizer)
+	for {
+		t, err := stream.Next(ctx)
+		switch {
+		case err == nil:
+			text.push(t.ID)
+		case errors.Is(err, io.EOF):
+			return text.end()
+		default:
+			return errors.Join(err, text.end())
+		}
+	}
 }
 
 func (a *app) printSamples(m *opened, prompt []int32, out api.SampleOutput, logprobs bool) error {

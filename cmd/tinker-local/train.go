@@ -4,51 +4,85 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/chat"
+	"tinkerlocal/engine/local"
 	"tinkerlocal/engine/sft"
+	"tinkerlocal/engine/sft/data"
+	"tinkerlocal/engine/sft/record"
 )
+
+// dpoRate is the default learning rate of preference pairs: that of the official cookbook's preference trainer.
+const dpoRate = 1e-5
 
 // trainFlags are the settings of the train command.
 type trainFlags struct {
 	model, data, out string
+	rows             rowFlags
+	val              string
+	valSplit         float64
+	evalEvery        int
+	loss             string
+	beta             float64
 	rank             int
-	lr, clip, decay  float64
+	lr, finalLR      float64
+	schedule         string
+	warmup           int
+	clip, decay      float64
 	batch            int
 	steps, epochs    int
 	seed             int64
-	noEnd            bool
 	noAttn, noMLP    bool
 	noUnembed        bool
+	log              string
+	curves           []string
+	inspect          int
+	given            func(flag string) bool // whether the command line has a flag
 }
 
 // trainResult is what --json prints.
 type trainResult struct {
-	Model           string  `json:"model"`
-	Adapter         string  `json:"adapter"`
-	Examples        int     `json:"examples"`
-	Steps           int     `json:"steps"`
-	FirstLoss       float64 `json:"first_loss"`
-	LastLoss        float64 `json:"last_loss"`
-	Tokens          int64   `json:"tokens"`
-	TrainSeconds    float64 `json:"train_seconds"`
-	TokensPerSecond float64 `json:"tokens_per_second"`
+	Model           string     `json:"model"`
+	Adapter         string     `json:"adapter"`
+	Loss            string     `json:"loss"`
+	Data            dataReport `json:"data"`
+	Examples        int        `json:"examples"`
+	Steps           int        `json:"steps"`
+	LearningRate    float64    `json:"learning_rate"`
+	FirstLoss       float64    `json:"first_loss"`
+	LastLoss        float64    `json:"last_loss"`
+	Eval            *evalMarks `json:"eval,omitempty"`
+	Tokens          int64      `json:"tokens"`
+	TrainSeconds    float64    `json:"train_seconds"`
+	TokensPerSecond float64    `json:"tokens_per_second"`
+	Log             string     `json:"log,omitempty"`
 }
 
 func trainCommand(a *app) *cobra.Command {
 	var f trainFlags
 	c := &cobra.Command{
 		Use:   "train --model NAME|DIR --data FILE.jsonl --out DIR",
-		Short: "Fine-tune a LoRA adapter on prompt/completion pairs",
-		Long: "train fine-tunes a LoRA adapter on a JSONL file whose rows are {\"prompt\": …, \"completion\": …} and writes it as a\n" +
-			"PEFT folder. The loss is on the completion, averaged over a batch's completion tokens; the model's\n" +
-			"end-of-text token is added to each completion. Ctrl-C stops after the running step and saves the adapter so far.",
+		Short: "Fine-tune a LoRA adapter on prompts with completions, conversations or preference pairs",
+		Long: "train fine-tunes a LoRA adapter on a file of JSON lines and writes it as a PEFT folder. A row is one of\n" +
+			"  {\"prompt\": TEXT, \"completion\": TEXT}                 the loss is on the completion and the end-of-text token\n" +
+			"  {\"messages\": [{\"role\": …, \"content\": …}, …]}         the loss is on the assistant's turns; \"tools\" may stand beside it\n" +
+			"  {\"prompt\": …, \"chosen\": …, \"rejected\": …}            preference pairs, as text or messages: trained with DPO\n" +
+			"Every row is checked before training starts; bad ones are named by file, line and reason. The file is read again\n" +
+			"during training and never held in memory. Ctrl-C stops after the running step and saves the adapter so far.\n\n" +
+			"Without --lr the learning rate is the official cookbook's: 5e-4 · (2000/hidden size)^p, with p 0.781 for Llama and\n" +
+			"0.0775 for Qwen and all others; for preference pairs it is 1e-5.",
 		Example: "  tinker-local train --model tinker-local/tiny --data pairs.jsonl --out my-adapter\n" +
-			"  tinker-local train --models ~/models --model Qwen/Qwen3-0.6B --data pairs.jsonl --out my-adapter --rank 16 --epochs 3",
+			"  tinker-local train --model Qwen/Qwen3-0.6B --data chats.jsonl --inspect 2\n" +
+			"  tinker-local train --model Qwen/Qwen3-0.6B --data chats.jsonl --val-split 0.05 --eval-every 20 --epochs 3 --curve loss.png --out my-adapter\n" +
+			"  tinker-local train --model Qwen/Qwen3-0.6B --data preferences.jsonl --beta 0.1 --out my-adapter",
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := f.check(c); err != nil {
+			f.given = c.Flags().Changed
+			if err := f.check(); err != nil {
 				return usageError{c, err}
 			}
 			return train(c.Context(), a, f)
@@ -57,118 +91,232 @@ func trainCommand(a *app) *cobra.Command {
 	l := c.Flags()
 	l.StringVar(&f.model, "model", "", "base model: ORG/NAME in the --models folder, or a folder (required)")
 	l.StringVar(&f.data, "data", "", "training file, JSON lines (required)")
-	l.StringVar(&f.out, "out", "", "folder for the adapter; an adapter that is there is replaced (required)")
+	l.StringVar(&f.out, "out", "", "folder for the adapter; an adapter that is there is replaced (required, except with --inspect)")
+	f.rows.register(c)
+	l.StringVar(&f.val, "val", "", "file to evaluate on, of the same kind as --data")
+	l.Float64Var(&f.valSplit, "val-split", 0, "share of the rows of --data to evaluate on instead of training on them")
+	l.IntVar(&f.evalEvery, "eval-every", 0, "steps between evaluations; 0: a tenth of the steps")
+	f.loss = "auto"
+	l.Var(choiceFlag{&f.loss, []string{"auto", "cross_entropy", "dpo"}}, "loss", "auto (dpo for preference pairs), cross_entropy or dpo")
+	l.Float64Var(&f.beta, "beta", 0.1, "dpo: how much a preference weighs against staying near the base model")
 	l.IntVar(&f.rank, "rank", 32, "LoRA rank")
-	l.Float64Var(&f.lr, "lr", 1e-3, "peak learning rate (warm-up over 5 % of the steps, then linear decay to 10 %)")
+	l.Float64Var(&f.lr, "lr", 0, "peak learning rate; not given: by the model's size, see above")
+	f.schedule = string(sft.Linear)
+	l.Var(choiceFlag{&f.schedule, sft.Schedules}, "schedule", "course of the learning rate after the warm-up: "+strings.Join(sft.Schedules, ", "))
+	l.IntVar(&f.warmup, "warmup", -1, "steps over which the learning rate rises; -1: 5 % of the steps")
+	l.Float64Var(&f.finalLR, "final-lr", 0.1, "share of the peak that the learning rate has at the last step")
 	l.Float64Var(&f.clip, "clip", 1, "clip the gradient's global norm to this; 0: no clipping")
 	l.Float64Var(&f.decay, "weight-decay", 0, "decoupled weight decay")
 	l.IntVar(&f.batch, "batch-size", 16, "examples per step")
 	l.IntVar(&f.steps, "steps", 0, "optimiser steps; 0: as many as --epochs needs")
 	l.IntVar(&f.epochs, "epochs", 1, "passes over the data, when --steps is not given")
-	l.Int64Var(&f.seed, "seed", 1, "seed of the adapter's initial weights and of the order of examples")
-	l.BoolVar(&f.noEnd, "no-end-token", false, "do not add the end-of-text token to completions")
+	l.Int64Var(&f.seed, "seed", 1, "seed of the adapter's initial weights, of the order of examples and of --val-split")
 	l.BoolVar(&f.noAttn, "no-attn", false, "do not adapt the attention projections")
 	l.BoolVar(&f.noMLP, "no-mlp", false, "do not adapt the MLP projections")
 	l.BoolVar(&f.noUnembed, "no-unembed", false, "do not adapt the output projection")
+	l.StringVar(&f.log, "log", "", "file of one JSON line per step; default: --out with .metrics.jsonl behind it; none: no file")
+	l.StringArrayVar(&f.curves, "curve", nil, "write the loss curve to this .png or .csv file (may be given several times)")
+	l.IntVar(&f.inspect, "inspect", 0, "print this many examples as columns of input token, target and weight, and stop; loads no weights")
 	return c
 }
 
 // check refuses settings by the flag's name and the values it takes.
-func (f trainFlags) check(c *cobra.Command) error {
+func (f trainFlags) check() error {
 	for _, r := range []struct{ name, value string }{{"--model", f.model}, {"--data", f.data}, {"--out", f.out}} {
-		if r.value == "" {
+		if r.value == "" && (r.name != "--out" || f.inspect == 0) {
 			return fmt.Errorf("%s is required", r.name)
 		}
 	}
 	switch {
-	case c.Flags().Changed("steps") && c.Flags().Changed("epochs"):
+	case f.given("steps") && f.given("epochs"):
 		return errors.New("--steps and --epochs exclude each other")
+	case f.val != "" && f.given("val-split"):
+		return errors.New("--val and --val-split exclude each other")
+	case f.given("val-split") && !(f.valSplit > 0 && f.valSplit < 1):
+		return fmt.Errorf("--val-split is %v, wanted more than 0 and less than 1", f.valSplit)
+	case f.evalEvery < 0:
+		return fmt.Errorf("--eval-every is %d, wanted at least 0", f.evalEvery)
+	case f.given("eval-every") && f.val == "" && f.valSplit == 0:
+		return errors.New("--eval-every needs --val or --val-split")
+	case !(f.beta > 0) || math.IsInf(f.beta, 1):
+		return fmt.Errorf("--beta is %v, wanted more than 0", f.beta)
 	case f.steps < 0:
 		return fmt.Errorf("--steps is %d, wanted at least 1", f.steps)
 	case f.epochs < 1:
 		return fmt.Errorf("--epochs is %d, wanted at least 1", f.epochs)
 	case f.batch < 1:
 		return fmt.Errorf("--batch-size is %d, wanted at least 1", f.batch)
-	case !(f.lr > 0) || f.lr > 1:
+	case f.given("lr") && (!(f.lr > 0) || f.lr > 1):
 		return fmt.Errorf("--lr is %v, wanted more than 0 and at most 1", f.lr)
+	case f.warmup < -1:
+		return fmt.Errorf("--warmup is %d, wanted -1 (5 %% of the steps) or at least 0", f.warmup)
+	case !(f.finalLR >= 0 && f.finalLR <= 1):
+		return fmt.Errorf("--final-lr is %v, wanted 0 to 1", f.finalLR)
 	case !(f.clip >= 0):
 		return fmt.Errorf("--clip is %v, wanted at least 0", f.clip)
 	case !(f.decay >= 0):
 		return fmt.Errorf("--weight-decay is %v, wanted at least 0", f.decay)
 	case f.noAttn && f.noMLP && f.noUnembed:
 		return errors.New("--no-attn, --no-mlp and --no-unembed together leave nothing to train")
+	case f.inspect < 0:
+		return fmt.Errorf("--inspect is %d, wanted at least 0", f.inspect)
+	}
+	for _, path := range f.curves {
+		if err := record.CheckFile(path); err != nil {
+			return fmt.Errorf("--curve %w", err)
+		}
+	}
+	if err := f.rows.check(); err != nil {
+		return err
 	}
 	return checkRank(f.rank)
 }
 
 func train(ctx context.Context, a *app, f trainFlags) error {
-	rows, err := readRows(f.data)
+	facts, err := a.facts(f.model)
 	if err != nil {
 		return err
 	}
-	if err := checkWritable(f.out); err != nil {
-		return err
+	if f.inspect == 0 {
+		if err := checkWritable(f.out); err != nil {
+			return err
+		}
 	}
-	m, err := a.open(ctx, f.model)
+	d, err := a.openData(f, facts)
 	if err != nil {
 		return err
+	}
+	defer d.close()
+	if f.inspect > 0 {
+		return a.printExamples(d.train, facts.Tokenizer, f.inspect)
+	}
+	o := f.options(d, facts)
+	rec, err := a.newRecorder(f.log, f.out, o.Steps)
+	if err != nil {
+		return err
+	}
+	m, err := a.openModel(ctx, facts)
+	if err != nil {
+		return errors.Join(err, rec.discard())
 	}
 	defer m.close()
-	end, maxTokens := int32(-1), m.base.Base().Spec.MaxPositions
-	if !f.noEnd {
-		end = m.endToken()
-	}
-	examples := make([]sft.Example, len(rows))
-	for i, r := range rows {
-		e := encode(m.tokenizer, r.prompt, r.completion, end)
-		if n := len(e.Tokens) - 1; n > maxTokens {
-			return api.Errorf(api.BadRequest, "%s:%d: the row has %d tokens, the context of %s is %d", f.data, r.line, n, f.model, maxTokens)
-		}
-		if e.Prompt == 0 && len(e.Tokens) < 2 {
-			return api.Errorf(api.BadRequest, "%s:%d: one token without a prompt: nothing to predict", f.data, r.line)
-		}
-		examples[i] = e
-	}
-	steps := f.steps
-	if steps == 0 {
-		steps = (len(examples)*f.epochs + f.batch - 1) / f.batch
-	}
 	cfg := api.LoraConfig{Rank: f.rank, Seed: &f.seed, TrainAttn: !f.noAttn, TrainMLP: !f.noMLP, TrainUnembed: !f.noUnembed}
 	run, err := m.newRun(ctx, cfg)
 	if err != nil {
-		return err
+		return errors.Join(err, rec.discard())
+	}
+	task, err := d.tasks(ctx, m, f.beta, &o)
+	if err != nil {
+		return errors.Join(err, rec.discard())
+	}
+	a.say("Training rank %d LoRA on %s: %d examples, %d steps of %d, learning rate %.3g, on %s.", f.rank, f.model, d.train.Len(), o.Steps,
+		f.batch, o.Adam.LearningRate, m.engine.Device().Name)
+
+	err = sft.Train(ctx, run, task, o, rec.report)
+	noted := rec.end(f.curves)
+	if errors.Is(err, context.Canceled) {
+		return errors.Join(a.saveInterrupted(run, f.out, rec.last, f.model), noted)
+	}
+	if err != nil {
+		return errors.Join(err, noted)
+	}
+	if err := saveAdapter(context.WithoutCancel(ctx), run, f.out, f.model); err != nil {
+		return errors.Join(err, noted)
+	}
+	if noted != nil {
+		return fmt.Errorf("the adapter is in %s, but its records are not whole: %w", f.out, noted)
+	}
+	return a.printTrained(f, d, o, rec)
+}
+
+// options puts the settings of the loop together.
+func (f trainFlags) options(d *trainingData, facts *local.Facts) sft.Options {
+	n := d.train.Len()
+	steps := f.steps
+	if steps == 0 {
+		steps = max((n*f.epochs+f.batch-1)/f.batch, 1)
 	}
 	adam := api.DefaultAdam()
 	adam.LearningRate, adam.GradClipNorm, adam.WeightDecay = f.lr, f.clip, f.decay
-	o := sft.Options{Steps: steps, BatchSize: f.batch, Warmup: steps / 20, FinalLR: 0.1, Adam: adam, Seed: f.seed}
-	a.say("Training rank %d LoRA on %s: %d examples, %d steps of %d, on %s.", f.rank, f.model, len(examples), steps, f.batch, m.engine.Device().Name)
-
-	var first, last sft.Progress
-	bar := newTrainBar(a.err, steps)
-	err = sft.Train(ctx, run, examples, o, func(p sft.Progress) {
-		if p.Step == 1 {
-			first = p
+	switch {
+	case f.given("lr"):
+	case d.train.Prefers():
+		adam.LearningRate = dpoRate
+	default:
+		adam.LearningRate = sft.DefaultRate(facts.Spec.Hidden, f.model, facts.Spec.Family)
+	}
+	o := sft.Options{Steps: steps, BatchSize: f.batch, Warmup: f.warmup, Schedule: sft.Schedule(f.schedule), FinalLR: f.finalLR, Adam: adam, Seed: f.seed}
+	if f.warmup < 0 {
+		o.Warmup = steps / 20
+	}
+	if d.val != nil {
+		if o.EvalEvery = f.evalEvery; o.EvalEvery == 0 {
+			o.EvalEvery = max(steps/10, 1)
 		}
-		last = p
-		bar.report(p)
-	})
-	bar.end()
-	if errors.Is(err, context.Canceled) {
-		return a.saveInterrupted(run, f.out, last, f.model)
 	}
-	if err != nil {
-		return err
-	}
-	if err := saveAdapter(context.WithoutCancel(ctx), run, f.out, f.model); err != nil {
-		return err
+	return o
+}
+
+func (a *app) printTrained(f trainFlags, d *trainingData, o sft.Options, r *recorder) error {
+	first, last := r.first, r.last
+	loss := "cross_entropy"
+	if d.train.Prefers() {
+		loss = "dpo"
 	}
 	if a.json {
 		return a.printJSON(trainResult{
-			Model: f.model, Adapter: f.out, Examples: len(examples), Steps: last.Step, FirstLoss: first.Loss, LastLoss: last.Loss,
-			Tokens: last.Tokens, TrainSeconds: last.Elapsed.Seconds(), TokensPerSecond: last.TokensPerSecond,
+			Model: f.model, Adapter: f.out, Loss: loss, Data: d.report, Examples: d.train.Len(), Steps: last.Step, LearningRate: o.Adam.LearningRate,
+			FirstLoss: first.Loss, LastLoss: last.Loss, Eval: r.marks(), Tokens: last.Tokens, TrainSeconds: last.Elapsed.Seconds(),
+			TokensPerSecond: last.TokensPerSecond, Log: r.path,
 		})
 	}
+	a.say("%s", r.curve.Text(columns(a.out)))
 	a.say("Loss %.4f → %.4f in %d steps, %.1f s (%s tokens/s). The adapter is in %s.", first.Loss, last.Loss, last.Step,
 		last.Elapsed.Seconds(), thousands(last.TokensPerSecond), f.out)
+	if e := r.marks(); e != nil {
+		a.say("Evaluation loss: best %.4f at step %d, last %.4f.", e.Best, e.BestStep, e.Last)
+		if e.LastAccuracy != nil {
+			a.say("Of the evaluation's pairs %.1f %% prefer the chosen answer.", 100**e.LastAccuracy)
+		}
+	}
+	for _, path := range append([]string{r.path}, f.curves...) {
+		if path != "" {
+			a.say("Written: %s", path)
+		}
+	}
+	return nil
+}
+
+// rowFlags say how rows are read.
+type rowFlags struct {
+	format, renderer, trainOn, tooLong string
+	maxLength, skipBad                 int
+	noEnd                              bool
+}
+
+func (r *rowFlags) register(c *cobra.Command) {
+	l := c.Flags()
+	r.format, r.trainOn, r.tooLong = string(data.Auto), "all", string(data.Refuse)
+	l.Var(choiceFlag{&r.format, data.Kinds}, "format", "kind of rows: "+strings.Join(data.Kinds, ", ")+"; auto: by each row's fields")
+	l.StringVar(&r.renderer, "renderer", "", "chat format of conversations, one of "+strings.Join(chat.Names(), ", ")+"; not given: the model's own")
+	l.Var(choiceFlag{&r.trainOn, []string{"all", "last"}}, "train-on", "turns of the assistant that are learned: all or last")
+	l.IntVar(&r.maxLength, "max-length", 0, "tokens that an example may have; 0: the model's context")
+	l.Var(choiceFlag{&r.tooLong, data.TooLongs}, "too-long", "what becomes of longer examples: error, drop, or truncate (cut the end off, the end token too)")
+	l.IntVar(&r.skipBad, "skip-bad", 0, "how many bad rows may be left out")
+	l.BoolVar(&r.noEnd, "no-end-token", false, "do not add the end-of-text token to completions")
+}
+
+func (r rowFlags) check() error {
+	switch {
+	case r.maxLength < 0:
+		return fmt.Errorf("--max-length is %d, wanted at least 0", r.maxLength)
+	case r.skipBad < 0:
+		return fmt.Errorf("--skip-bad is %d, wanted at least 0", r.skipBad)
+	}
+	if r.renderer != "" {
+		if _, err := chat.ByName(r.renderer); err != nil {
+			return fmt.Errorf("--renderer: %w", err)
+		}
+	}
 	return nil
 }

@@ -206,6 +206,14 @@ func (c *Checkpoint) Bytes() int64 {
 	return n
 }
 
+// EndTokens are the ids that end a text: those of generation_config.json, or of config.json where that says nothing.
+func (c *Checkpoint) EndTokens() []int {
+	if ids := c.Generation.EosTokenIDs; len(ids) > 0 {
+		return ids
+	}
+	return c.Config.EosTokenIDs
+}
+
 // Names returns the names of all tensors, sorted. It includes those of an element type that Want
 // refuses.
 func (c *Checkpoint) Names() []string {

@@ -161,3 +161,23 @@ func TestAdapterFolder(t *testing.T) {
 		}
 	}
 }
+
+// TestFacts: what training and chatting need is known without loading weights.
+func TestFacts(t *testing.T) {
+	f, err := Models{}.Facts(TinyModel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f.Spec.MaxPositions != 2048 || f.Spec.Hidden == 0 || !slices.Equal(f.EosTokenIDs, []int32{256, 258}) || f.EOS != "<|endoftext|>" || f.BOS != "" ||
+		!strings.Contains(f.Template, "<|im_start|>") {
+		t.Errorf("%+v", f)
+	}
+	for text, want := range map[string]string{`"<s>"`: "<s>", `{"content": "<s>", "lstrip": false}`: "<s>", "null": "", "3": ""} {
+		if got := tokenName([]byte(text)); got != want {
+			t.Errorf("token %s is %q, wanted %q", text, got, want)
+		}
+	}
+	if got := tokenName(nil); got != "" {
+		t.Errorf("no token is %q", got)
+	}
+}

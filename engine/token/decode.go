@@ -52,6 +52,20 @@ func (t *Tokenizer) Decode(ids []int32, skipSpecial bool) string {
 	return string(appendLossy(make([]byte, 0, len(raw)), raw))
 }
 
+// Piece returns the bytes that id alone stands for, which may be part of a character; "" for an unknown id.
+func (t *Tokenizer) Piece(id int32) string {
+	if !t.shows(id, false) {
+		return ""
+	}
+	if t.dec.byteLevel {
+		return string(t.out[id])
+	}
+	if b, ok := byteToken(string(t.out[id])); ok {
+		return string([]byte{b})
+	}
+	return t.Decode([]int32{id}, false)
+}
+
 // shows tells whether id takes part in decoding.
 func (t *Tokenizer) shows(id int32, skipSpecial bool) bool {
 	return id >= 0 && int(id) < len(t.known) && t.known[id] && !(skipSpecial && t.special[id])

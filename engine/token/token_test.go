@@ -190,3 +190,21 @@ func TestEmbeddedModel(t *testing.T) {
 		t.Error("the text does not come back")
 	}
 }
+
+// TestPiece: the pieces of a text's ids are its bytes.
+func TestPiece(t *testing.T) {
+	for _, name := range []string{"bytes", "qwen3"} {
+		tok := load(t, name)
+		const text = "héllo 船\n👍<|im_end|>"
+		got := ""
+		for _, id := range tok.Encode(text, false) {
+			got += tok.Piece(id)
+		}
+		if got != text {
+			t.Errorf("%s: %q, wanted %q", name, got, text)
+		}
+		if tok.Piece(-1) != "" || tok.Piece(1<<30) != "" {
+			t.Errorf("%s: an unknown id has a piece", name)
+		}
+	}
+}
