@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
@@ -15,7 +16,7 @@ import (
 
 // Sizes of Badger's files. Small ones: the blocks of the logs in use are reserved, and dead space is given back a file at a time.
 const (
-	valueLogBytes  = 64 << 20
+	valueLogBytes  = 64 << 20 // see Options.valueLog
 	memTableBytes  = 16 << 20
 	valueThreshold = 4 << 10 // larger values go to the value log
 	batchBytes     = 4 << 20 // about what one transaction of chunks holds
@@ -33,32 +34,34 @@ type disk struct {
 	writing sync.RWMutex // read: a transaction is being written; write: memory tables are being flushed, which refuses writes
 }
 
-func badgerOptions(dir string, log *slog.Logger) badger.Options {
+func badgerOptions(dir string, log *slog.Logger, valueLog int64) badger.Options {
 	return badger.DefaultOptions(dir).
 		WithLogger(logger{log}).
 		WithMetricsEnabled(false). // they are global variables
 		WithSyncWrites(true).
-		WithValueLogFileSize(valueLogBytes).
+		WithValueLogFileSize(valueLog).
 		WithMemTableSize(memTableBytes).
 		WithNumMemtables(2).
 		WithNumCompactors(2).
+		WithNumLevelZeroTables(1).
+		WithNumLevelZeroTablesStall(4).
 		WithValueThreshold(valueThreshold).
 		WithCompression(options.None). // values are compressed already
 		WithBlockCacheSize(0).
 		WithDetectConflicts(false) // one writer per key: see Store.recording and the pins
 }
 
-func openDisk(dir string, log *slog.Logger) (_ *disk, err error) {
+func openDisk(dir string, log *slog.Logger, valueLog int64) (_ *disk, err error) {
 	defer func() {
 		if p := recover(); p != nil { // Badger asserts what a damaged file can break
 			err = api.Errorf(api.DataLoss, "state directory %s: Badger: %v", dir, p)
 		}
 	}()
-	db, err := badger.Open(badgerOptions(dir, log))
+	db, err := badger.Open(badgerOptions(dir, log, valueLog))
 	if err != nil {
 		return nil, err
 	}
-	d := &disk{db: db, dir: dir, reserve: newReserver(dir)}
+	d := &disk{db: db, dir: dir, reserve: newReserver(dir, valueLog)}
 	if err := d.reserve.ahead(); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
@@ -174,18 +177,19 @@ func (d *disk) scan(prefix string, values bool, fn func(string, []byte) error) e
 }
 
 // reclaim rewrites value log files that are mostly dead. Badger learns what is dead when it compacts, so the
-// memory tables, where the deletions lie, are flushed and the tables compacted first.
+// memory table, where the deletions lie, is flushed and compacted first.
 func (d *disk) reclaim() error {
+	if err := d.flush(); err != nil {
+		return err
+	}
 	release, err := d.use()
 	if err != nil {
 		return err
 	}
 	defer release()
-	d.writing.Lock()
-	err = d.db.DropPrefix([]byte("\xffnothing has this prefix")) // Badger's only way to flush
-	d.writing.Unlock()
-	if err != nil {
-		return err
+	// With NumLevelZeroTables 1, Badger's own compactors take the new table.
+	for wait := time.Now().Add(10 * time.Second); len(d.db.Levels()) > 0 && d.db.Levels()[0].NumTables > 0 && time.Now().Before(wait); {
+		time.Sleep(5 * time.Millisecond)
 	}
 	if err := d.db.Flatten(1); err != nil {
 		return err
@@ -201,13 +205,29 @@ func (d *disk) reclaim() error {
 	}
 }
 
+// flush writes the memory table out. Dropping a prefix is Badger's only way to do that, and the prefix must exist.
+func (d *disk) flush() error {
+	const key = "~flush"
+	if err := d.apply([]op{{key, []byte{1}}}); err != nil {
+		return err
+	}
+	release, err := d.use()
+	if err != nil {
+		return err
+	}
+	defer release()
+	d.writing.Lock()
+	defer d.writing.Unlock()
+	return d.db.DropPrefix([]byte(key))
+}
+
 // rewrite collects one value log file. What is alive in it is written again, so the blocks are reserved first and nobody else writes.
 func (d *disk) rewrite() error {
 	d.writing.RLock()
 	defer d.writing.RUnlock()
 	d.reserve.mu.Lock()
 	defer d.reserve.mu.Unlock()
-	if err := d.reserve.bytes(2 * valueLogBytes); err != nil {
+	if err := d.reserve.bytes(2 * d.reserve.valueLog); err != nil {
 		return badger.ErrNoRewrite // no room to move: what is there stays
 	}
 	return d.db.RunValueLogGC(discardRatio)

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"hash/crc32"
 
 	"github.com/klauspost/compress/zstd"
 )
@@ -28,13 +29,15 @@ func (s *sum) UnmarshalText(b []byte) error {
 	return err
 }
 
-// How a stored chunk is encoded: one byte of encoding, one of element size, four of the content's length, then the payload.
+// How a stored chunk is encoded: one byte of encoding, one of element size, four of the content's length, four of
+// the CRC-32C of all the rest, then the payload. The SHA-256 of the content is the key. The CRC is for Verify: a flipped bit
+// is found even where it makes no difference to the content.
 const (
 	plain    = 0
 	packed   = 1 // zstd
 	shuffled = 2 // byte-shuffled, then zstd
 
-	chunkHeader = 6
+	chunkHeader = 10
 )
 
 // codec compresses and decompresses chunks. It may be used by several goroutines.
@@ -71,16 +74,29 @@ func (c *codec) encode(content []byte, elem int) []byte {
 	}
 	if z := c.enc.EncodeAll(src, out); len(z) < chunkHeader+len(content) {
 		z[0] = how
+		binary.LittleEndian.PutUint32(z[6:], checksum(z))
 		return z
 	}
+	out = append(out[:chunkHeader], content...)
 	out[0] = plain
-	return append(out[:chunkHeader], content...)
+	binary.LittleEndian.PutUint32(out[6:], checksum(out))
+	return out
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// checksum is that of a stored chunk, without the place where it is kept.
+func checksum(stored []byte) uint32 {
+	return crc32.Update(crc32.Checksum(stored[:6], castagnoli), castagnoli, stored[chunkHeader:])
 }
 
 // decode puts the content of a stored chunk into dst, which must have its size, and verifies its hash.
 func (c *codec) decode(dst, stored []byte, want sum) error {
 	if len(stored) < chunkHeader {
 		return fmt.Errorf("has %d bytes, wanted at least %d", len(stored), chunkHeader)
+	}
+	if got, want := checksum(stored), binary.LittleEndian.Uint32(stored[6:]); got != want {
+		return fmt.Errorf("has the CRC-32C %08x, wanted %08x", got, want)
 	}
 	how, elem, n := stored[0], int(stored[1]), int64(binary.LittleEndian.Uint32(stored[2:]))
 	if n != int64(len(dst)) {
@@ -113,7 +129,7 @@ func (c *codec) decode(dst, stored []byte, want sum) error {
 	default:
 		return fmt.Errorf("has the unknown encoding %d with elements of %d bytes", how, elem)
 	}
-	if got := sum(sha256.Sum256(dst)); got != want {
+	if got := hash(dst); got != want {
 		return fmt.Errorf("has the SHA-256 %v", got)
 	}
 	return nil
@@ -155,3 +171,5 @@ func unshuffle(dst, src []byte, elem int) {
 		}
 	}
 }
+
+func hash(content []byte) sum { return sha256.Sum256(content) }

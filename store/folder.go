@@ -1,8 +1,11 @@
 package store
 
 import (
+	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,9 +14,13 @@ import (
 	"tinkerlocal/engine/api"
 )
 
-// ownerFile says, for people, which process has the state directory open. The lock itself is Badger's, which the
-// system releases when the process ends, however it ends.
-const ownerFile = "owner.json"
+// lockFile is locked by the process that has the state directory open; the system releases the lock when the process
+// ends, however it ends. ownerFile says, for people, which process that is. Badger has a lock of its own besides, but it comes
+// too late: see mend.
+const (
+	lockFile  = "store.lock"
+	ownerFile = "owner.json"
+)
 
 type owner struct {
 	PID     int       `json:"pid"`
@@ -38,7 +45,28 @@ func Open(dir string, o Options) (*Store, error) {
 	if log == nil {
 		log = discard
 	}
-	d, err := openDisk(dir, log)
+	unlock, err := lockFolder(filepath.Join(dir, lockFile))
+	if errors.Is(err, errLocked) {
+		return nil, inUse(dir)
+	}
+	if err != nil {
+		return nil, folderError(dir, err)
+	}
+	s, err := openFolder(dir, o, log)
+	if err != nil {
+		unlock()
+		return nil, err
+	}
+	s.unlock = unlock
+	return s, nil
+}
+
+// openFolder opens the store in a folder that is locked.
+func openFolder(dir string, o Options, log *slog.Logger) (*Store, error) {
+	if err := mend(dir); err != nil {
+		return nil, folderError(dir, err)
+	}
+	d, err := openDisk(dir, log, cmp.Or(o.valueLog, valueLogBytes))
 	if err != nil {
 		return nil, folderError(dir, err)
 	}
@@ -65,15 +93,16 @@ func Open(dir string, o Options) (*Store, error) {
 
 // checkFolder refuses a folder that has files but no store: Badger would fill it with its own.
 func checkFolder(dir string) error {
+	if _, err := os.Stat(filepath.Join(dir, "MANIFEST")); err == nil {
+		return nil
+	}
 	files, err := os.ReadDir(dir)
 	if err != nil {
 		return folderError(dir, err)
 	}
 	for _, f := range files {
 		switch name := f.Name(); {
-		case name == "MANIFEST":
-			return nil
-		case name == "LOCK", name == ownerFile, name == "KEYREGISTRY", strings.HasPrefix(name, "MANIFEST"),
+		case name == "LOCK", name == lockFile, name == ownerFile, name == "KEYREGISTRY", strings.HasPrefix(name, "MANIFEST"),
 			strings.HasPrefix(name, "."), strings.HasSuffix(name, ".mem"), strings.HasSuffix(name, ".vlog"), name == "DISCARD":
 			// left by an opening that was killed
 		default:
@@ -83,18 +112,44 @@ func checkFolder(dir string) error {
 	return nil
 }
 
-// folderError names the folder, and whoever has it.
-func folderError(dir string, err error) error {
-	if strings.Contains(err.Error(), "Cannot acquire directory lock") || strings.Contains(err.Error(), "Cannot create lock file") {
-		who := "another process"
-		if text, readErr := os.ReadFile(filepath.Join(dir, ownerFile)); readErr == nil {
-			var o owner
-			if json.Unmarshal(text, &o) == nil && o.PID > 0 {
-				who = fmt.Sprintf("process %d (%.200q) since %s", o.PID, o.Command, o.Since.Format(time.RFC3339))
+// mend removes log files without content. A process that is killed while it makes one leaves it so, and Badger would
+// refuse to open.
+func mend(dir string) error {
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if n := f.Name(); !strings.HasSuffix(n, ".vlog") && !strings.HasSuffix(n, ".mem") {
+			continue
+		}
+		info, err := f.Info()
+		if err != nil {
+			return err
+		}
+		if info.Size() == 0 {
+			if err := os.Remove(filepath.Join(dir, f.Name())); err != nil {
+				return err
 			}
 		}
-		return &api.Error{Code: api.Busy, Msg: fmt.Sprintf("state directory %s is in use by %s; end it, or choose another directory", dir, who), Err: err}
 	}
+	return nil
+}
+
+// inUse is the error of a folder that a process has open.
+func inUse(dir string) error {
+	who := "another process"
+	if text, err := os.ReadFile(filepath.Join(dir, ownerFile)); err == nil {
+		var o owner
+		if json.Unmarshal(text, &o) == nil && o.PID > 0 {
+			who = fmt.Sprintf("process %d (%.200q) since %s", o.PID, o.Command, o.Since.Format(time.RFC3339))
+		}
+	}
+	return api.Errorf(api.Busy, "state directory %s is in use by %s; end it, or choose another directory", dir, who)
+}
+
+// folderError names the folder.
+func folderError(dir string, err error) error {
 	code := api.CodeOf(err)
 	switch {
 	case isNoSpace(err):

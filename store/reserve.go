@@ -2,6 +2,7 @@ package store
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,12 +14,15 @@ import (
 // reserver gets the blocks of the logs that Badger writes next from the file system, before they are
 // written. Badger writes through a memory map of a sparse file, and to write there on a full disk kills the process.
 type reserver struct {
-	dir  string
-	mu   sync.Mutex      // held over a reservation and the writes that use it
-	done map[string]bool // files that have their blocks
+	dir      string
+	valueLog int64           // size at which Badger begins a new file
+	mu       sync.Mutex      // held over a reservation and the writes that use it
+	done     map[string]bool // files that have their blocks
 }
 
-func newReserver(dir string) *reserver { return &reserver{dir: dir, done: map[string]bool{}} }
+func newReserver(dir string, valueLog int64) *reserver {
+	return &reserver{dir: dir, valueLog: valueLog, done: map[string]bool{}}
+}
 
 // ahead reserves the blocks of new log files: to where Badger begins the next one, and one transaction more.
 func (r *reserver) ahead() error {
@@ -32,7 +36,7 @@ func (r *reserver) ahead() error {
 		switch {
 		case r.done[name]:
 		case strings.HasSuffix(name, ".vlog"):
-			bytes = valueLogBytes + 2*batchBytes
+			bytes = r.valueLog + min(r.valueLog, 2*batchBytes) // the map has twice the size
 		case strings.HasSuffix(name, ".mem"):
 			bytes = memTableBytes + batchBytes
 		}
@@ -40,12 +44,15 @@ func (r *reserver) ahead() error {
 			continue
 		}
 		info, err := f.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // Badger has deleted it meanwhile
+		}
 		if err != nil {
 			return err
 		}
 		// A log that was closed has been cut to its length, and is not written again.
 		if info.Size() >= bytes {
-			if err := reserveFile(filepath.Join(r.dir, name), bytes); err != nil {
+			if err := reserveFile(filepath.Join(r.dir, name), bytes); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return noSpace(r.dir, bytes, err)
 			}
 		}

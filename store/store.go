@@ -32,17 +32,20 @@ type Options struct {
 
 	// Workers is how many goroutines hash and compress. 0: as many as there are processors.
 	Workers int
+
+	valueLog int64 // size of Badger's value log files; 0: valueLogBytes
 }
 
 // Store is an api.Store. See [Open] and [OpenMemory].
 type Store struct {
-	db    kv
-	opt   Options
-	log   *slog.Logger
-	codec *codec
-	free  func() (int64, error) // bytes free on the disk; nil: nobody knows
-	dir   string                // "": in memory
-	gone  func()                // removes the note of who has the folder
+	db     kv
+	opt    Options
+	log    *slog.Logger
+	codec  *codec
+	free   func() (int64, error) // bytes free on the disk; nil: nobody knows
+	dir    string                // "": in memory
+	gone   func()                // removes the note of who has the folder
+	unlock func()
 
 	uptime func() time.Duration // the store's age, never 0; unlike opt.Now it cannot jump
 	stop   chan struct{}        // closed by Close
@@ -206,6 +209,9 @@ func (s *Store) Close() error {
 		s.gone() // while the folder is still locked
 	}
 	err := s.db.close()
+	if s.unlock != nil {
+		s.unlock()
+	}
 	s.codec.close()
 	return err
 }

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -165,7 +164,7 @@ func (w *writer) chunks(ctx context.Context, data []byte, elem int) ([]sum, erro
 		}
 		w.work.Go(func() {
 			defer func() { <-w.slots }()
-			sums[i] = sha256.Sum256(part)
+			sums[i] = hash(part)
 			if err := w.chunk(sums[i], part, elem); err != nil {
 				w.failed(err)
 			}
@@ -291,7 +290,7 @@ func (w *writer) finish(ctx context.Context) (*record, error) {
 	}
 	c := w.c
 	c.Bytes, c.Tensors, c.Stored, c.Written = w.size, len(w.list.Tensors), w.stored, w.written
-	c.SHA256 = sum(sha256.Sum256(text)).String()
+	c.SHA256 = hash(text).String()
 	return &record{Checkpoint: c, ChunkBytes: chunkBytes, TableBytes: len(text), Table: sums}, nil
 }
 
