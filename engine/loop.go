@@ -302,6 +302,9 @@ func (e *Engine) shutdown() {
 	}
 	e.failAll(errClosed)
 	e.evals.Wait()
+	for s := range e.states {
+		e.freeState(s)
+	}
 	e.mu.Lock()
 	runs := e.turns.Members()
 	e.mu.Unlock()
