@@ -46,8 +46,7 @@ type Options struct {
 	Device kernels.Device // owned by the engine from a successful Open on: Close closes it
 	Models Models
 	Losses Losses // nil: the built-in losses
-	// Checkpoints keeps what runs save. It stays the caller's: close it after the engine. Nil: saving and loading by
-	// path are refused.
+	// Checkpoints keeps what runs save. Owned by the engine as Device is. Nil: saving and loading by path are refused.
 	Checkpoints api.Store
 	Limits      Limits        // zero fields have defaults
 	Store       kernels.DType // how base weights are kept, F32 or BF16; 0: as the checkpoint has them
@@ -173,6 +172,9 @@ func (e *Engine) Counters() map[string]model.Counters {
 
 // Models lists the names of the base models that can be opened.
 func (e *Engine) Models() []string { return e.opt.Models.List() }
+
+// Checkpoints is the store of what runs save, or nil.
+func (e *Engine) Checkpoints() api.Store { return e.opt.Checkpoints }
 
 // NewSession makes an empty session of LocalOwner. It does not block.
 func (e *Engine) NewSession() *Session { return e.NewSessionFor(LocalOwner) }

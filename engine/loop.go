@@ -317,5 +317,11 @@ func (e *Engine) shutdown() {
 	if e.closeErr = e.dev.Close(); e.closeErr != nil {
 		e.log.Error("close device", "err", e.closeErr)
 	}
+	if s := e.opt.Checkpoints; s != nil {
+		if err := s.Close(); err != nil {
+			e.log.Error("close checkpoint store", "err", err)
+			e.closeErr = errors.Join(e.closeErr, err)
+		}
+	}
 	e.log.Info("engine closed")
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,7 +20,6 @@ import (
 func stored(t testing.TB, change func(o *engine.Options)) (*engine.Engine, api.Store) {
 	t.Helper()
 	s := store.OpenMemory(store.Options{Interval: -1})
-	t.Cleanup(func() { s.Close() })
 	return open(t, func(o *engine.Options) {
 		o.Checkpoints = s
 		if change != nil {
@@ -33,6 +33,11 @@ func saveState(t testing.TB, r *engine.Run, name string) api.Checkpoint {
 	f, err := r.SaveState(name, api.SaveOptions{})
 	return wait(t, f, err)
 }
+
+// borrowed is a store that an engine does not close.
+type borrowed struct{ api.Store }
+
+func (borrowed) Close() error { return nil }
 
 // TestResume: a run that was saved and resumed, in the same engine or in another one, gives the bits of one that was
 // never stopped; with the weights alone it does not, and neither does a cold one.
@@ -71,7 +76,7 @@ func TestResume(t *testing.T) {
 	}
 	path := c.Path.String()
 
-	another, _ := stored(t, func(o *engine.Options) { o.Checkpoints = s })
+	another, _ := stored(t, func(o *engine.Options) { o.Checkpoints = borrowed{s} })
 	for name, eng := range map[string]*engine.Engine{"same engine": e, "another engine": another} {
 		f, err := eng.NewSession().NewRunFrom(path, true, map[string]string{"why": "test"})
 		resumed := wait(t, f, err)
@@ -313,12 +318,12 @@ func TestSaveInBackground(t *testing.T) {
 // tight is a device that has no memory for copies.
 type tight struct {
 	kernels.Device
-	full *bool
+	full *atomic.Bool
 }
 
 func (d tight) Info() kernels.Info {
 	i := d.Device.Info()
-	if *d.full {
+	if d.full.Load() {
 		i.Free = 1
 	}
 	return i
@@ -326,14 +331,14 @@ func (d tight) Info() kernels.Info {
 
 // TestSaveWithoutRoom: without device memory for a copy, a save reads the adapter itself.
 func TestSaveWithoutRoom(t *testing.T) {
-	full := false
+	var full atomic.Bool
 	e, _ := stored(t, func(o *engine.Options) { o.Device = tight{o.Device, &full} })
 	r := newRun(t, e.NewSession(), "small", 1)
 	train(t, r, 2, datum(1, 5))
 	want := saveState(t, r, "copy")
-	full = true
+	full.Store(true)
 	got := saveState(t, r, "direct")
-	full = false
+	full.Store(false)
 	if got.SHA256 != want.SHA256 || got.Written != 0 {
 		t.Errorf("saved %+v, wanted the content of %+v", got, want)
 	}
