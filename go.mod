@@ -10,7 +10,7 @@ require (
 	github.com/mmcloughlin/avo v0.5.0 // writes the AVX2 kernels at go generate
 	github.com/schollz/progressbar/v3 v3.19.1 // progress bar of long commands
 	github.com/spf13/cobra v1.10.2 // commands, flags, help
-	golang.org/x/sys v0.49.0 // mapping weight files; CPU features
+	golang.org/x/sys v0.49.0 // mapping weight files; CPU features; locks, free space of disks
 	golang.org/x/text v0.43.0 // engine/token: canonical decompositions and combining classes for NFC
 )
 

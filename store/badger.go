@@ -18,9 +18,9 @@ import (
 const (
 	valueLogBytes  = 64 << 20 // see Options.valueLog
 	memTableBytes  = 16 << 20
-	valueThreshold = 4 << 10 // larger values go to the value log
-	batchBytes     = 4 << 20 // about what one transaction of chunks holds
-	discardRatio   = 0.3     // of dead bytes, from which a value log file is rewritten
+	valueThreshold = 4 << 10  // larger values go to the value log
+	batchBytes     = 16 << 20 // about what one transaction of chunks holds
+	discardRatio   = 0.3      // of dead bytes, from which a value log file is rewritten
 )
 
 // disk is a kv in a folder.

@@ -36,7 +36,7 @@ func (r *reserver) ahead() error {
 		switch {
 		case r.done[name]:
 		case strings.HasSuffix(name, ".vlog"):
-			bytes = r.valueLog + min(r.valueLog, 2*batchBytes) // the map has twice the size
+			bytes = r.valueLog + min(r.valueLog, 2*batchBytes) // Badger makes it twice the size
 		case strings.HasSuffix(name, ".mem"):
 			bytes = memTableBytes + batchBytes
 		}

@@ -26,11 +26,12 @@ type writer struct {
 
 	slots chan struct{} // bounds the chunks under way
 	work  sync.WaitGroup
+	queue chan []op // batches to be written while the next one is compressed; closed by drain
+	drain func()    // waits until queue is written; the first call only
 
 	mu      sync.Mutex // guards what follows
 	batch   []op
 	bytes   int
-	known   map[sum]bool // chunks that are counted
 	stored  int64
 	written int64
 	err     error // of the first chunk that failed
@@ -57,10 +58,26 @@ func (s *Store) Create(ctx context.Context, c api.Checkpoint, o api.SaveOptions)
 		return nil, api.Errorf(api.NoSpace, "checkpoint %v: %s", c.Path, spaceMessage(s.dir, need, free-s.reserved))
 	}
 	s.reserved += c.Bytes
-	return &writer{
-		s: s, c: c, o: o, held: map[sum]bool{}, seen: map[string]bool{}, known: map[sum]bool{},
-		slots: make(chan struct{}, s.opt.Workers+1),
-	}, nil
+	w := &writer{
+		s: s, c: c, o: o, held: map[sum]bool{}, seen: map[string]bool{},
+		slots: make(chan struct{}, s.opt.Workers+1), queue: make(chan []op),
+	}
+	var flusher sync.WaitGroup
+	w.drain = sync.OnceFunc(func() {
+		close(w.queue)
+		flusher.Wait()
+	})
+	flusher.Go(w.flushAll)
+	return w, nil
+}
+
+// flushAll writes batches until drain is called.
+func (w *writer) flushAll() {
+	for ops := range w.queue {
+		if err := w.flush(ops); err != nil {
+			w.failed(err)
+		}
+	}
 }
 
 func checkNew(c api.Checkpoint, o api.SaveOptions) error {
@@ -199,7 +216,10 @@ func (w *writer) chunk(id sum, content []byte, elem int) error {
 		full, w.batch, w.bytes = w.batch, nil, 0
 	}
 	w.mu.Unlock()
-	return w.flush(full)
+	if full != nil {
+		w.queue <- full
+	}
+	return nil
 }
 
 func (w *writer) flush(ops []op) error {
@@ -272,6 +292,7 @@ func (w *writer) finish(ctx context.Context) (*record, error) {
 	}
 	sums, err := w.chunks(ctx, text, 1)
 	w.work.Wait()
+	w.drain()
 	if err != nil {
 		return nil, err
 	}
@@ -387,6 +408,7 @@ func (w *writer) Abort() {
 	w.over = true
 	w.failed(api.Errorf(api.Cancelled, "aborted"))
 	w.work.Wait()
+	w.drain()
 	w.s.mu.Lock()
 	defer w.s.mu.Unlock()
 	w.s.dirty = true // chunks without a record
