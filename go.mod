@@ -3,25 +3,38 @@ module tinkerlocal
 go 1.26.0
 
 require (
+	github.com/dgraph-io/badger/v4 v4.9.6 // store: the embedded database of checkpoints and run records
 	github.com/dlclark/regexp2 v1.12.0 // engine/token: tokenizer.json splitting patterns need look-ahead, which package regexp lacks
 	github.com/guptarohit/asciigraph v0.10.0 // loss curve in the terminal
 	github.com/jedib0t/go-pretty/v6 v6.8.3 // tables of the model commands
+	github.com/klauspost/compress v1.20.3 // store: zstd of checkpoints
 	github.com/mmcloughlin/avo v0.5.0 // writes the AVX2 kernels at go generate
 	github.com/schollz/progressbar/v3 v3.19.1 // progress bar of long commands
 	github.com/spf13/cobra v1.10.2 // commands, flags, help
 	golang.org/x/image v0.47.0 // loss curve as PNG: letters and smooth lines
-	golang.org/x/sys v0.49.0 // mapping weight files; CPU features
+	golang.org/x/sys v0.49.0 // mapping weight files; CPU features; locks, free space of disks
 	golang.org/x/term v0.44.0 // line editing of chat; width of the terminal
 	golang.org/x/text v0.43.0 // engine/token: canonical decompositions and combining classes for NFC
 )
 
 require (
+	github.com/cespare/xxhash/v2 v2.3.0 // indirect
+	github.com/dgraph-io/ristretto/v2 v2.2.0 // indirect
+	github.com/dustin/go-humanize v1.0.1 // indirect
+	github.com/go-logr/logr v1.4.3 // indirect
+	github.com/go-logr/stdr v1.2.2 // indirect
+	github.com/google/flatbuffers v25.2.10+incompatible // indirect
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
 	github.com/mattn/go-runewidth v0.0.16 // indirect
 	github.com/mitchellh/colorstring v0.0.0-20190213212951-d06e56a500db // indirect
 	github.com/rivo/uniseg v0.4.7 // indirect
 	github.com/spf13/pflag v1.0.9 // indirect
+	go.opentelemetry.io/auto/sdk v1.2.1 // indirect
+	go.opentelemetry.io/otel v1.41.0 // indirect
+	go.opentelemetry.io/otel/metric v1.41.0 // indirect
+	go.opentelemetry.io/otel/trace v1.41.0 // indirect
 	golang.org/x/mod v0.41.0 // indirect
 	golang.org/x/sync v0.24.0 // indirect
 	golang.org/x/tools v0.51.0 // indirect
+	google.golang.org/protobuf v1.36.7 // indirect
 )

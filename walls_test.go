@@ -51,8 +51,9 @@ var walls = map[string][]string{
 		"engine/queue", "engine/sample", "engine/model", "engine/loss", "engine/lora", "engine/hf",
 		"engine/token", "engine/chat", "engine/api", "kernels",
 	},
-	"store":   {"engine/api"},
-	"plugins": {"engine/loss", "engine/api"},
+	"store":           {"engine/api"},
+	"store/storetest": {"engine/api"},
+	"plugins":         {"engine/loss", "engine/api"},
 
 	// composition: the one place that knows every implementation
 	"engine/local": {

@@ -17,6 +17,7 @@ import (
 
 	"tinkerlocal/engine/api"
 	"tinkerlocal/engine/hf"
+	"tinkerlocal/engine/lora"
 	"tinkerlocal/engine/loss"
 	"tinkerlocal/engine/model"
 	"tinkerlocal/engine/queue"
@@ -44,9 +45,11 @@ func (builtinLosses) Loss(name string) (loss.Loss, error) { return loss.Builtin(
 type Options struct {
 	Device kernels.Device // owned by the engine from a successful Open on: Close closes it
 	Models Models
-	Losses Losses        // nil: the built-in losses
-	Limits Limits        // zero fields have defaults
-	Store  kernels.DType // how base weights are kept, F32 or BF16; 0: as the checkpoint has them
+	Losses Losses // nil: the built-in losses
+	// Checkpoints keeps what runs save. Owned by the engine as Device is. Nil: saving and loading by path are refused.
+	Checkpoints api.Store
+	Limits      Limits        // zero fields have defaults
+	Store       kernels.DType // how base weights are kept, F32 or BF16; 0: as the checkpoint has them
 
 	// Detokenizer reads a base model's tokenizer, once, when the base is loaded, and returns what makes a
 	// decoder for each sampled sequence. Nil, or an error: requests with stop strings are refused.
@@ -93,6 +96,8 @@ type Engine struct {
 	tapes  int   // tapes that operations keep between steps; the device's goroutine only
 
 	helds []*Held // open, the oldest first; the device's goroutine only
+
+	states map[*lora.State]bool // copies of adapters being saved; the device's goroutine only
 }
 
 // Open starts an engine on a device. It returns at once; base models are loaded when they are first
@@ -122,7 +127,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	e := &Engine{
 		dev: o.Device, info: o.Device.Info(), opt: o, lim: o.Limits.withDefaults(), log: o.Log,
 		wake: make(chan struct{}, 1), exited: make(chan struct{}),
-		bases: map[string]*base{}, sessions: map[*Session]bool{},
+		bases: map[string]*base{}, sessions: map[*Session]bool{}, states: map[*lora.State]bool{},
 	}
 	e.ctx, e.stop = context.WithCancel(context.Background())
 	go e.loop()
@@ -168,9 +173,19 @@ func (e *Engine) Counters() map[string]model.Counters {
 // Models lists the names of the base models that can be opened.
 func (e *Engine) Models() []string { return e.opt.Models.List() }
 
-// NewSession makes an empty session. It does not block.
-func (e *Engine) NewSession() *Session {
-	s := &Session{e: e, id: newID(e.opt.Seed()), runs: map[*Run]bool{}, samplers: map[*Sampler]bool{}}
+// Checkpoints is the store of what runs save, or nil.
+func (e *Engine) Checkpoints() api.Store { return e.opt.Checkpoints }
+
+// NewSession makes an empty session of LocalOwner. It does not block.
+func (e *Engine) NewSession() *Session { return e.NewSessionFor(LocalOwner) }
+
+// LocalOwner owns what sessions without another owner save.
+const LocalOwner = "local"
+
+// NewSessionFor makes an empty session. owner owns the checkpoints that its runs save, and is who reads others'. It does
+// not block.
+func (e *Engine) NewSessionFor(owner string) *Session {
+	s := &Session{e: e, owner: owner, id: newID(e.opt.Seed()), runs: map[*Run]bool{}, samplers: map[*Sampler]bool{}}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.sessions[s] = true

@@ -302,6 +302,9 @@ func (e *Engine) shutdown() {
 	}
 	e.failAll(errClosed)
 	e.evals.Wait()
+	for s := range e.states {
+		e.freeState(s)
+	}
 	e.mu.Lock()
 	runs := e.turns.Members()
 	e.mu.Unlock()
@@ -313,6 +316,12 @@ func (e *Engine) shutdown() {
 	}
 	if e.closeErr = e.dev.Close(); e.closeErr != nil {
 		e.log.Error("close device", "err", e.closeErr)
+	}
+	if s := e.opt.Checkpoints; s != nil {
+		if err := s.Close(); err != nil {
+			e.log.Error("close checkpoint store", "err", err)
+			e.closeErr = errors.Join(e.closeErr, err)
+		}
 	}
 	e.log.Info("engine closed")
 }

@@ -22,6 +22,7 @@ type Run struct {
 	lora     api.LoraConfig
 	metadata map[string]string
 	bytes    int64
+	back     background // what is written and read for the run; see save.go
 
 	// guarded by e.mu
 	line    *queue.Line[*entry]
@@ -48,7 +49,7 @@ type RunInfo struct {
 type Weights struct {
 	Lora    api.LoraConfig
 	Scale   float64 // of B*A*x: alpha/rank
-	Version int64   // of the run they were read from; ignored on the way in
+	Version int64   // of the run they were read from; a load ignores it
 	Tensors []lora.Tensor
 }
 
@@ -209,6 +210,7 @@ func (e *Engine) newRun(s *Session, id string, req api.CreateModelRequest, seed 
 		return nil, errSessionClosed
 	}
 	s.runs[r] = true
+	e.record(r)
 	e.log.Info("run open", "run", id, "model", b.info.Name, "rank", req.Lora.Rank, "params", n)
 	return r, nil
 }

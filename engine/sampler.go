@@ -38,6 +38,7 @@ func (e *Engine) newSampler(s *Session, name string, w *Weights) (*Sampler, erro
 		b.refs--
 		return nil, err
 	}
+	snap.Version = w.Version
 	return e.openSampler(s, b, snap)
 }
 

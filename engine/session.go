@@ -11,8 +11,9 @@ import (
 
 // Session groups the runs and samplers that one client opens, so that they can be closed together.
 type Session struct {
-	e  *Engine
-	id string
+	e     *Engine
+	id    string
+	owner string
 
 	// guarded by e.mu
 	closed   bool

@@ -19,15 +19,17 @@ const (
 	Closed      Code = "closed"        // the engine, session or run is closed
 	Busy        Code = "busy"          // a limit is reached; try again later
 	DeviceLost  Code = "device_lost"   // the device failed; nothing more will run on it
+	NoSpace     Code = "no_space"      // needed and free bytes of the disk are in the message
+	DataLoss    Code = "data_loss"     // what was stored is damaged; the message says what and where
 	Internal    Code = "internal"      // a defect in the engine
 )
 
 // Category is who can do something about the failure: "user", "server" or "unknown" (the words of the wire).
 func (c Code) Category() string {
 	switch c {
-	case BadRequest, NotFound, Unsupported, Stale, Cancelled, OutOfMemory:
+	case BadRequest, NotFound, Unsupported, Stale, Cancelled, OutOfMemory, NoSpace:
 		return "user"
-	case Closed, Busy, DeviceLost, Internal:
+	case Closed, Busy, DeviceLost, DataLoss, Internal:
 		return "server"
 	}
 	return "unknown"

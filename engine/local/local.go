@@ -14,6 +14,7 @@ import (
 	"tinkerlocal/engine/token"
 	"tinkerlocal/kernels"
 	"tinkerlocal/kernels/cpu"
+	"tinkerlocal/store"
 )
 
 // Options say what the machine is to be used for. The zero value serves the embedded model on the best device.
@@ -22,6 +23,7 @@ type Options struct {
 	Device string // "auto" (or ""), "cpu", "cuda", "cuda:N"
 	DType  string // how base weights are kept: "auto" (or ""), "float32", "bfloat16"
 	Limits engine.Limits
+	State  string // folder of the checkpoint store, made if it is not there; "": checkpoints are kept in memory until Close
 
 	HubCache string // cache of Hugging Face programs, also a source of models; "": not looked into; see DefaultHubCache
 
@@ -31,7 +33,7 @@ type Options struct {
 
 // Open returns an engine on this machine. Close it.
 func Open(ctx context.Context, o Options) (*engine.Engine, error) {
-	store, err := storeType(o.DType)
+	weights, err := storeType(o.DType)
 	if err != nil {
 		return nil, err
 	}
@@ -39,14 +41,33 @@ func Open(ctx context.Context, o Options) (*engine.Engine, error) {
 	if err != nil {
 		return nil, err
 	}
+	checkpoints, err := openStore(o)
+	if err != nil {
+		dev.Close()
+		return nil, err
+	}
 	e, err := engine.Open(ctx, engine.Options{
-		Device: dev, Models: Models{Dir: o.Models, HubCache: o.HubCache}, Limits: o.Limits, Store: store,
+		Device: dev, Models: Models{Dir: o.Models, HubCache: o.HubCache}, Limits: o.Limits, Store: weights,
+		Checkpoints: checkpoints,
 		Detokenizer: detokenizer, Progress: o.Progress, Log: o.Log,
 	})
 	if err != nil {
 		dev.Close()
+		checkpoints.Close()
 	}
 	return e, err
+}
+
+func openStore(o Options) (api.Store, error) {
+	opt := store.Options{Log: o.Log}
+	if o.State == "" {
+		return store.OpenMemory(opt), nil
+	}
+	s, err := store.Open(o.State, opt)
+	if err != nil {
+		return nil, err // not s: an interface that holds a nil *Store is not nil
+	}
+	return s, nil
 }
 
 func storeType(name string) (kernels.DType, error) {

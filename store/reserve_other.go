@@ -1,0 +1,7 @@
+//go:build !linux
+
+package store
+
+func reserveFile(string, int64) error { return nil }
+
+func isNoSpace(error) bool { return false }
