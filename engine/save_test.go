@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -256,8 +255,7 @@ func TestSaveRefusals(t *testing.T) {
 // slowStore holds up every Create until it is let go.
 type slowStore struct {
 	api.Store
-	gate  chan struct{}
-	begun sync.WaitGroup
+	gate chan struct{}
 }
 
 func (s *slowStore) Create(ctx context.Context, c api.Checkpoint, o api.SaveOptions) (api.CheckpointWriter, error) {
