@@ -71,7 +71,7 @@ class Library:
 
     def __init__(self, tokenizer, docs, threads):
         env = os.environ | {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true"}
-        code = f"import sys; sys.path.insert(0, {str(machine.ROOT / 'benchmarks')!r}); import tokenizer; tokenizer.library({str(tokenizer)!r}, {str(docs)!r})"
+        code = f"import sys; sys.path.insert(0, {str(machine.ROOT / 'benchmarks')!r}); import tokenizer; tokenizer.peer({str(tokenizer)!r}, {str(docs)!r})"
         python = sys.executable
         self.process = subprocess.Popen([python, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
 
@@ -79,7 +79,7 @@ class Library:
     close = Ours.close
 
 
-def library(path, docs):
+def peer(path, docs):
     """The peer's side of the protocol of benchmarks/tokenizer/main.go."""
     import tokenizers
 
