@@ -24,11 +24,12 @@ const module = "tinkerlocal"
 // package may know is decided here, once. docs/architecture.md has the same picture for people.
 var walls = map[string][]string{
 	// leaves
-	"engine/api": {},
-	"kernels":    {},
+	"engine/api":  {},
+	"engine/disk": {"engine/api"},
+	"kernels":     {},
 
 	// parts
-	"engine/hf":    {"engine/api", "kernels"},
+	"engine/hf":    {"engine/api", "engine/disk", "kernels"},
 	"engine/token": {"engine/api"},
 	"engine/chat":  {"engine/api"},
 	"engine/lora":  {"engine/api", "kernels"},
@@ -51,7 +52,7 @@ var walls = map[string][]string{
 		"engine/queue", "engine/sample", "engine/model", "engine/loss", "engine/lora", "engine/hf",
 		"engine/token", "engine/chat", "engine/api", "kernels",
 	},
-	"store":           {"engine/api"},
+	"store":           {"engine/api", "engine/disk"},
 	"store/storetest": {"engine/api"},
 	"plugins":         {"engine/loss", "engine/api"},
 
@@ -75,7 +76,7 @@ var walls = map[string][]string{
 		"cmd/tinker-local/server", "cmd/tinker-local/hub",
 		"engine/token", "engine/chat", // prompts are text: a door tokenizes
 	},
-	"cmd/tinker-local/hub":         {"engine/api"}, // downloads: the engine itself never opens a socket
+	"cmd/tinker-local/hub":         {"engine/api", "engine/disk"}, // downloads: the engine itself never opens a socket
 	"cmd/tinker-local/server":      {"engine", "engine/api", "cmd/tinker-local/server/wire"},
 	"cmd/tinker-local/server/wire": {"engine/api"},
 	"capi":                         {"engine/local", "engine", "engine/api"},

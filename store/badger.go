@@ -23,8 +23,8 @@ const (
 	discardRatio   = 0.3      // of dead bytes, from which a value log file is rewritten
 )
 
-// disk is a kv in a folder.
-type disk struct {
+// badgerKV is a kv in a folder.
+type badgerKV struct {
 	db      *badger.DB
 	dir     string
 	reserve *reserver
@@ -51,7 +51,7 @@ func badgerOptions(dir string, log *slog.Logger, valueLog int64) badger.Options 
 		WithDetectConflicts(false) // one writer per key: see Store.recording and the pins
 }
 
-func openDisk(dir string, log *slog.Logger, valueLog int64) (_ *disk, err error) {
+func openBadger(dir string, log *slog.Logger, valueLog int64) (_ *badgerKV, err error) {
 	defer func() {
 		if p := recover(); p != nil { // Badger asserts what a damaged file can break
 			err = api.Errorf(api.DataLoss, "state directory %s: Badger: %v", dir, p)
@@ -61,7 +61,7 @@ func openDisk(dir string, log *slog.Logger, valueLog int64) (_ *disk, err error)
 	if err != nil {
 		return nil, err
 	}
-	d := &disk{db: db, dir: dir, reserve: newReserver(dir, valueLog)}
+	d := &badgerKV{db: db, dir: dir, reserve: newReserver(dir, valueLog)}
 	if err := d.reserve.ahead(); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
@@ -69,7 +69,7 @@ func openDisk(dir string, log *slog.Logger, valueLog int64) (_ *disk, err error)
 }
 
 // use says whether the database is open, and keeps it so until the function it returns is called.
-func (d *disk) use() (func(), error) {
+func (d *badgerKV) use() (func(), error) {
 	d.life.RLock()
 	if d.closed {
 		d.life.RUnlock()
@@ -78,7 +78,7 @@ func (d *disk) use() (func(), error) {
 	return d.life.RUnlock, nil
 }
 
-func (d *disk) view(fn func(t *badger.Txn) error) error {
+func (d *badgerKV) view(fn func(t *badger.Txn) error) error {
 	release, err := d.use()
 	if err != nil {
 		return err
@@ -87,7 +87,7 @@ func (d *disk) view(fn func(t *badger.Txn) error) error {
 	return d.db.View(fn)
 }
 
-func (d *disk) item(key string, fn func(i *badger.Item) error) error {
+func (d *badgerKV) item(key string, fn func(i *badger.Item) error) error {
 	return d.view(func(t *badger.Txn) error {
 		i, err := t.Get([]byte(key))
 		if errors.Is(err, badger.ErrKeyNotFound) {
@@ -100,7 +100,7 @@ func (d *disk) item(key string, fn func(i *badger.Item) error) error {
 	})
 }
 
-func (d *disk) get(key string, fn func([]byte) error) error {
+func (d *badgerKV) get(key string, fn func([]byte) error) error {
 	return d.item(key, func(i *badger.Item) error {
 		called := false
 		err := i.Value(func(v []byte) error { called = true; return fn(v) })
@@ -111,12 +111,12 @@ func (d *disk) get(key string, fn func([]byte) error) error {
 	})
 }
 
-func (d *disk) size(key string) (n int, err error) {
+func (d *badgerKV) size(key string) (n int, err error) {
 	err = d.item(key, func(i *badger.Item) error { n = int(i.ValueSize()); return nil })
 	return n, err
 }
 
-func (d *disk) apply(ops []op) error {
+func (d *badgerKV) apply(ops []op) error {
 	release, err := d.use()
 	if err != nil {
 		return err
@@ -144,7 +144,7 @@ func (d *disk) apply(ops []op) error {
 	return t.Commit()
 }
 
-func (d *disk) sync() error {
+func (d *badgerKV) sync() error {
 	release, err := d.use()
 	if err != nil {
 		return err
@@ -153,7 +153,7 @@ func (d *disk) sync() error {
 	return d.db.Sync()
 }
 
-func (d *disk) scan(prefix string, values bool, fn func(string, []byte) error) error {
+func (d *badgerKV) scan(prefix string, values bool, fn func(string, []byte) error) error {
 	return d.view(func(t *badger.Txn) error {
 		o := badger.DefaultIteratorOptions
 		o.Prefix, o.PrefetchValues, o.PrefetchSize = []byte(prefix), values, 16
@@ -178,7 +178,7 @@ func (d *disk) scan(prefix string, values bool, fn func(string, []byte) error) e
 
 // reclaim rewrites value log files that are mostly dead. Badger learns what is dead when it compacts, so the
 // memory table, where the deletions lie, is flushed and compacted first.
-func (d *disk) reclaim() error {
+func (d *badgerKV) reclaim() error {
 	if err := d.flush(); err != nil {
 		return err
 	}
@@ -206,7 +206,7 @@ func (d *disk) reclaim() error {
 }
 
 // flush writes the memory table out. Dropping a prefix is Badger's only way to do that, and the prefix must exist.
-func (d *disk) flush() error {
+func (d *badgerKV) flush() error {
 	const key = "~flush"
 	if err := d.apply([]op{{key, []byte{1}}}); err != nil {
 		return err
@@ -222,7 +222,7 @@ func (d *disk) flush() error {
 }
 
 // rewrite collects one value log file. What is alive in it is written again, so the blocks are reserved first and nobody else writes.
-func (d *disk) rewrite() error {
+func (d *badgerKV) rewrite() error {
 	d.writing.RLock()
 	defer d.writing.RUnlock()
 	d.reserve.mu.Lock()
@@ -233,7 +233,7 @@ func (d *disk) rewrite() error {
 	return d.db.RunValueLogGC(discardRatio)
 }
 
-func (d *disk) close() error {
+func (d *badgerKV) close() error {
 	d.life.Lock()
 	defer d.life.Unlock()
 	if d.closed {

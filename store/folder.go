@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/disk"
 )
 
 // lockFile is locked by the process that has the state directory open; the system releases the lock when the process
@@ -45,8 +46,8 @@ func Open(dir string, o Options) (*Store, error) {
 	if log == nil {
 		log = discard
 	}
-	unlock, err := lockFolder(filepath.Join(dir, lockFile))
-	if errors.Is(err, errLocked) {
+	unlock, err := disk.Lock(filepath.Join(dir, lockFile))
+	if errors.Is(err, disk.ErrLocked) {
 		return nil, inUse(dir)
 	}
 	if err != nil {
@@ -66,7 +67,7 @@ func openFolder(dir string, o Options, log *slog.Logger) (*Store, error) {
 	if err := mend(dir); err != nil {
 		return nil, folderError(dir, err)
 	}
-	d, err := openDisk(dir, log, cmp.Or(o.valueLog, valueLogBytes))
+	d, err := openBadger(dir, log, cmp.Or(o.valueLog, valueLogBytes))
 	if err != nil {
 		return nil, folderError(dir, err)
 	}
@@ -77,7 +78,7 @@ func openFolder(dir string, o Options, log *slog.Logger) (*Store, error) {
 		}
 		return nil, folderError(dir, err)
 	}
-	s.free = func() (int64, error) { return freeBytes(dir) }
+	s.free = func() (int64, error) { return disk.Free(dir) }
 	s.dir = dir
 	name := filepath.Join(dir, ownerFile)
 	text, err := json.Marshal(owner{os.Getpid(), commandLine(), time.Now().UTC().Truncate(time.Second)})
@@ -152,7 +153,7 @@ func inUse(dir string) error {
 func folderError(dir string, err error) error {
 	code := api.CodeOf(err)
 	switch {
-	case isNoSpace(err):
+	case disk.IsFull(err):
 		code = api.NoSpace
 	case os.IsPermission(err) || isReadOnly(err):
 		code = api.BadRequest

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/disk"
 )
 
 // reserver gets the blocks of the logs that Badger writes next from the file system, before they are
@@ -63,7 +64,7 @@ func (r *reserver) ahead() error {
 
 // bytes says whether the disk has n bytes.
 func (r *reserver) bytes(n int64) error {
-	free, err := freeBytes(r.dir)
+	free, err := disk.Free(r.dir)
 	if err == nil && free < n {
 		return noSpace(r.dir, n, nil)
 	}
@@ -72,10 +73,10 @@ func (r *reserver) bytes(n int64) error {
 
 // noSpace is the error of a disk without n bytes.
 func noSpace(dir string, n int64, cause error) error {
-	if cause != nil && !isNoSpace(cause) {
+	if cause != nil && !disk.IsFull(cause) {
 		return cause
 	}
-	free, err := freeBytes(dir)
+	free, err := disk.Free(dir)
 	if err != nil {
 		free = 0
 	}

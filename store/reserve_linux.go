@@ -25,7 +25,3 @@ func reserveFile(name string, n int64) error {
 	}
 	return err
 }
-
-func isNoSpace(err error) bool {
-	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EFBIG)
-}

@@ -3,5 +3,3 @@
 package store
 
 func reserveFile(string, int64) error { return nil }
-
-func isNoSpace(error) bool { return false }

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/disk"
 	"tinkerlocal/kernels"
 )
 
@@ -76,12 +77,12 @@ func ReadAdapter(dir string) (*Adapter, error) {
 func readSettled(dir string) (a *Adapter, same bool, err error) {
 	held, err := os.Open(dir)
 	if err != nil {
-		return nil, true, in(dir, fsError(err))
+		return nil, true, in(dir, disk.Error(err))
 	}
 	defer held.Close()
 	before, err := held.Stat()
 	if err != nil {
-		return nil, true, in(dir, fsError(err))
+		return nil, true, in(dir, disk.Error(err))
 	}
 	if !before.IsDir() {
 		return nil, true, bad("%s: is a file, wanted a folder with an %s", dir, adapterConfigName)

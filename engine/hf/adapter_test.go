@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/disk"
 )
 
 const plainConfig = `{"peft_type":"LORA","r":2,"lora_alpha":8,"target_modules":["q_proj"]}`
@@ -192,7 +193,7 @@ func TestWriteAdapterRefuses(t *testing.T) {
 
 func listing(t *testing.T, dir string) []string {
 	t.Helper()
-	names, err := osDisk{}.list(dir)
+	names, err := disk.System{}.List(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -297,7 +298,7 @@ func TestReplacedWhileRead(t *testing.T) {
 
 // failingDisk is a real disk whose call number at fails.
 type failingDisk struct {
-	osDisk
+	disk.System
 	at, calls int
 	noSwap    bool
 	err       error
@@ -313,67 +314,67 @@ func (d *failingDisk) step(what string) error {
 	return nil
 }
 
-func (d *failingDisk) mkdir(name string) error {
+func (d *failingDisk) Mkdir(name string) error {
 	if err := d.step("mkdir"); err != nil {
 		return err
 	}
-	return d.osDisk.mkdir(name)
+	return d.System.Mkdir(name)
 }
 
-func (d *failingDisk) rename(from, to string) error {
+func (d *failingDisk) Rename(from, to string) error {
 	if err := d.step("rename"); err != nil {
 		return err
 	}
-	return d.osDisk.rename(from, to)
+	return d.System.Rename(from, to)
 }
 
-func (d *failingDisk) swap(a, b string) error {
+func (d *failingDisk) Swap(a, b string) error {
 	if d.noSwap {
 		return errors.ErrUnsupported
 	}
 	if err := d.step("swap"); err != nil {
 		return err
 	}
-	return d.osDisk.swap(a, b)
+	return d.System.Swap(a, b)
 }
 
-func (d *failingDisk) syncDir(name string) error {
+func (d *failingDisk) SyncDir(name string) error {
 	if err := d.step("syncDir"); err != nil {
 		return err
 	}
-	return d.osDisk.syncDir(name)
+	return d.System.SyncDir(name)
 }
 
-func (d *failingDisk) create(name string) (syncFile, error) {
+func (d *failingDisk) Create(name string) (disk.File, error) {
 	if err := d.step("create"); err != nil {
 		return nil, err
 	}
-	f, err := d.osDisk.create(name)
+	f, err := d.System.Create(name)
 	return failingFile{f, d}, err
 }
 
 type failingFile struct {
-	syncFile
+	disk.File
 	d *failingDisk
 }
 
 func (f failingFile) Write(b []byte) (int, error) {
 	if err := f.d.step("write"); err != nil {
-		n, _ := f.syncFile.Write(b[:len(b)/2]) // as much as fitted
+		n, _ := f.File.Write(b[:len(b)/2]) // as much as fitted
 		return n, err
 	}
-	return f.syncFile.Write(b)
+	return f.File.Write(b)
 }
 
 func (f failingFile) Sync() error {
 	if err := f.d.step("sync"); err != nil {
 		return err
 	}
-	return f.syncFile.Sync()
+	return f.File.Sync()
 }
 
 func (f failingFile) Close() error {
-	return errors.Join(f.d.step("close"), f.syncFile.Close())
+	return errors.Join(f.d.step("close"), f.File.Close())
 }
 
 // TestWriteAdapterFails makes every call to the disk fail in turn: what was there stays, and nothing
@@ -405,7 +406,7 @@ func TestWriteAdapterFails(t *testing.T) {
 				if at == d.calls && d.trace[at-1] == "syncDir" && err == nil {
 					continue // the last sync, of the parent: the adapter is in place
 				}
-				if err == nil || !errors.Is(err, syscall.ENOSPC) || api.CodeOf(err) != api.BadRequest || strings.Contains(err.Error(), "somewhere") {
+				if err == nil || !errors.Is(err, syscall.ENOSPC) || api.CodeOf(err) != api.NoSpace || strings.Contains(err.Error(), "somewhere") {
 					t.Errorf("%s: error is %v", name, err)
 				}
 				if names := listing(t, parent); !slices.Equal(names, before) {
@@ -419,7 +420,7 @@ func TestWriteAdapterFails(t *testing.T) {
 	}
 	d := &failingDisk{at: 3, err: syscall.ENOSPC}
 	err := in("write adapter x", writeAdapter(d, filepath.Join(t.TempDir(), "x"), small()))
-	expect(t, "message", err, api.BadRequest, "write adapter x: adapter_model.safetensors: "+syscall.ENOSPC.Error())
+	expect(t, "message", err, api.NoSpace, "write adapter x: adapter_model.safetensors: "+syscall.ENOSPC.Error())
 }
 
 // TestWriteAdapterReadOnly writes below a folder that may not be written to.

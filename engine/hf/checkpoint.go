@@ -14,6 +14,7 @@ import (
 	"sync"
 
 	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/disk"
 	"tinkerlocal/kernels"
 )
 
@@ -57,7 +58,7 @@ type placed struct {
 // Unsupported for a format that is not read here.
 func Open(dir string) (*Checkpoint, error) {
 	if st, err := os.Stat(dir); err != nil {
-		return nil, in(dir, fsError(err))
+		return nil, in(dir, disk.Error(err))
 	} else if !st.IsDir() {
 		return nil, bad("%s: is a file, wanted a model folder with a config.json", dir)
 	}

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"unsafe"
 
-	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/disk"
 )
 
 // The largest file of each kind that is read into memory.
@@ -29,7 +29,7 @@ func readFile(fsys fs.FS, name string, limit int64) ([]byte, error) {
 	}
 	st, err := fs.Stat(fsys, name) // before opening: opening a pipe would wait for its writer
 	if err != nil {
-		return nil, fsError(err)
+		return nil, disk.Error(err)
 	}
 	if !st.Mode().IsRegular() {
 		return nil, bad("is a %s, wanted a regular file", kindOf(st.Mode()))
@@ -39,7 +39,7 @@ func readFile(fsys fs.FS, name string, limit int64) ([]byte, error) {
 	}
 	f, err := fsys.Open(name)
 	if err != nil {
-		return nil, fsError(err)
+		return nil, disk.Error(err)
 	}
 	defer f.Close()
 	b := make([]byte, 0, st.Size()+1)
@@ -52,31 +52,11 @@ func readFile(fsys fs.FS, name string, limit int64) ([]byte, error) {
 		case errors.Is(err, io.EOF):
 			return b, nil
 		case err != nil:
-			return nil, fsError(err)
+			return nil, disk.Error(err)
 		case len(b) == cap(b):
 			b = slices.Grow(b, min(len(b), 1<<20)+1)
 		}
 	}
-}
-
-// fsError gives a file system's error its code; the path is left to the caller, who names the file
-// once.
-func fsError(err error) error {
-	var p *fs.PathError
-	var l *os.LinkError
-	var known *api.Error
-	switch {
-	case err == nil || errors.As(err, &known):
-		return err
-	case errors.As(err, &p):
-		err = p.Err
-	case errors.As(err, &l):
-		err = l.Err
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return api.Errorf(api.NotFound, "%w", err)
-	}
-	return bad("%w", err)
 }
 
 // plainName refuses what is not a name of a file directly within a folder, on any system.
@@ -115,14 +95,14 @@ func openBlob(dir, name string) (*blob, error) {
 	path := filepath.Join(dir, name)
 	st, err := os.Stat(path) // before opening: opening a pipe would wait for its writer
 	if err != nil {
-		return nil, fsError(err)
+		return nil, disk.Error(err)
 	}
 	if !st.Mode().IsRegular() {
 		return nil, bad("is a %s, wanted a regular file", kindOf(st.Mode()))
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fsError(err)
+		return nil, disk.Error(err)
 	}
 	b := &blob{name: name, file: f}
 	size, err := b.size()
@@ -147,7 +127,7 @@ func openBlob(dir, name string) (*blob, error) {
 func (b *blob) size() (int64, error) {
 	st, err := b.file.Stat()
 	if err != nil {
-		return 0, fsError(err)
+		return 0, disk.Error(err)
 	}
 	return st.Size(), nil
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 
 	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/disk"
 )
 
 // folder is where one model goes, locked for this pull:
@@ -76,7 +77,7 @@ func lockFile(path, name string) (*os.File, error) {
 		if err != nil {
 			return nil, api.Errorf(api.BadRequest, "models folder cannot be written: %w", err)
 		}
-		ok, err := tryLock(f)
+		ok, err := disk.TryLock(f)
 		if err != nil || !ok {
 			f.Close()
 			if err != nil {
@@ -245,7 +246,7 @@ func (f *folder) complete(r record) error {
 			return err
 		}
 	}
-	if err := syncDir(model); err != nil {
+	if err := disk.SyncDir(model); err != nil {
 		return err
 	}
 	if _, err := os.Lstat(f.dir); err == nil {
@@ -257,7 +258,7 @@ func (f *folder) complete(r record) error {
 		_ = os.Rename(f.old, f.dir)
 		return err
 	}
-	if err := syncDir(filepath.Dir(f.dir)); err != nil {
+	if err := disk.SyncDir(filepath.Dir(f.dir)); err != nil {
 		return err
 	}
 	_ = os.RemoveAll(f.old) // the next pull would do it

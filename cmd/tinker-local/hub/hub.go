@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/disk"
 )
 
 // Request says which model to download, which of its files, and to where.
@@ -118,7 +119,7 @@ func New(s Settings, l Limits, agent string, report func(Event)) (*Client, error
 	l = l.withDefaults()
 	return &Client{
 		settings: s, limits: l, agent: agent, report: report, web: newWeb(l),
-		now: time.Now, sleep: sleep, jitter: rand.Float64, free: freeBytes, write: (*os.File).Write,
+		now: time.Now, sleep: sleep, jitter: rand.Float64, free: disk.Free, write: (*os.File).Write,
 	}, nil
 }
 
@@ -236,7 +237,7 @@ func freshFile(path string, size int64) bool {
 // diskError says which part of the disk's trouble the user can do something about.
 func diskError(dir string, err error, free func(string) (int64, error)) error {
 	switch {
-	case isDiskFull(err):
+	case disk.IsFull(err):
 		left := "an unknown number of bytes"
 		if n, err := free(dir); err == nil {
 			left = bytesText(n)

@@ -1,6 +1,6 @@
 //go:build !linux && !darwin
 
-package hf
+package disk
 
 import "errors"
 
