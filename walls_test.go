@@ -39,6 +39,9 @@ var walls = map[string][]string{
 		"engine/model", "engine/lora", "engine/api",
 	},
 	"engine/queue": {"engine/api"},
+	"engine/interchange": {
+		"engine/gguf", "engine/model", "engine/lora", "engine/hf", "engine/disk", "engine/api", "kernels",
+	},
 
 	// devices
 	"kernels/ref":        {"kernels"},
@@ -59,7 +62,8 @@ var walls = map[string][]string{
 	// composition: the one place that knows every implementation
 	"engine/local": {
 		"engine", "engine/queue", "engine/sample", "engine/model", "engine/loss", "engine/lora", "engine/hf",
-		"engine/token", "engine/chat", "engine/api", "kernels", "kernels/cpu", "kernels/cuda", "store", "plugins",
+		"engine/token", "engine/chat", "engine/interchange", "engine/disk", "engine/api", "kernels", "kernels/cpu", "kernels/cuda",
+		"store", "plugins",
 	},
 
 	// tests of the engine and of its doors share it
