@@ -144,6 +144,21 @@ func (s *Store) sweep(ctx context.Context, ids []sum) (int, error) {
 // Expire deletes the checkpoints that have been expired for longer than Options.Grace, counted in time that passed
 // while this store was open and not by a clock that may jump.
 func (s *Store) Expire(ctx context.Context) (deleted []api.Path, err error) {
+	return s.expire(ctx, func(e *entry, clock time.Duration) bool {
+		if e.overdue == 0 {
+			e.overdue = clock
+		}
+		return clock-e.overdue >= s.opt.Grace
+	})
+}
+
+// DeleteExpired deletes the checkpoints that have expired by the clock of this moment, for somebody who has looked at it.
+func (s *Store) DeleteExpired(ctx context.Context) (deleted []api.Path, err error) {
+	return s.expire(ctx, func(*entry, time.Duration) bool { return true })
+}
+
+// expire deletes those of the expired checkpoints that are due.
+func (s *Store) expire(ctx context.Context, due func(e *entry, clock time.Duration) bool) (deleted []api.Path, err error) {
 	if err := cancelled(ctx); err != nil {
 		return nil, err
 	}
@@ -156,9 +171,7 @@ func (s *Store) Expire(ctx context.Context) (deleted []api.Path, err error) {
 		switch {
 		case !e.expired(now):
 			e.overdue = 0
-		case e.overdue == 0:
-			e.overdue = clock
-		case clock-e.overdue >= s.opt.Grace:
+		case due(e, clock):
 			deleted = append(deleted, p)
 		}
 	}

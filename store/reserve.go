@@ -8,7 +8,6 @@ import (
 	"strings"
 	"sync"
 
-	"tinkerlocal/engine/api"
 	"tinkerlocal/engine/disk"
 )
 
@@ -80,5 +79,5 @@ func noSpace(dir string, n int64, cause error) error {
 	if err != nil {
 		free = 0
 	}
-	return &api.Error{Code: api.NoSpace, Err: errors.Join(cause), Msg: spaceMessage(dir, n, free)}
+	return disk.NoRoom(dir, n, free, cause)
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/disk"
 )
 
 // writer is one checkpoint on its way into the store.
@@ -55,7 +56,7 @@ func (s *Store) Create(ctx context.Context, c api.Checkpoint, o api.SaveOptions)
 		return nil, err
 	}
 	if need := c.Bytes + s.opt.Margin; free-s.reserved < need {
-		return nil, api.Errorf(api.NoSpace, "checkpoint %v: %s", c.Path, spaceMessage(s.dir, need, free-s.reserved))
+		return nil, fmt.Errorf("checkpoint %v: %w", c.Path, disk.NoRoom(s.dir, need, free-s.reserved, nil))
 	}
 	s.reserved += c.Bytes
 	w := &writer{
@@ -117,10 +118,6 @@ func (s *Store) freeSpace() int64 {
 		return math.MaxInt64
 	}
 	return n
-}
-
-func spaceMessage(dir string, need, free int64) string {
-	return fmt.Sprintf("the disk of %s has too little space: %d bytes needed, %d free", dir, need, max(0, free))
 }
 
 // Tensor is of api.CheckpointWriter.

@@ -19,6 +19,7 @@ type app struct {
 	in       io.Reader
 	out, err io.Writer
 	opt      local.Options
+	state    string // the state directory, for those commands that need it
 	json     bool
 }
 
@@ -27,6 +28,7 @@ func (a *app) globalFlags(root *cobra.Command) {
 	a.opt.Device, a.opt.DType = "auto", "auto"
 	a.opt.HubCache = local.DefaultHubCache(os.Getenv)
 	f.StringVar(&a.opt.Models, "models", local.DefaultModels(os.Getenv), "folder that holds ORG/NAME model folders; $"+local.ModelsVariable+" sets another default")
+	f.StringVar(&a.state, "state", local.DefaultState(os.Getenv), "state directory, which holds checkpoints and runs; $"+local.StateVariable+" sets another default")
 	f.Var(deviceFlag{&a.opt.Device}, "device", "where to compute: auto, cpu, cuda or cuda:N")
 	f.Var(choiceFlag{&a.opt.DType, []string{"auto", "float32", "bfloat16"}}, "dtype", "how base weights are kept: auto (as in the files), float32 or bfloat16")
 	f.BoolVar(&a.json, "json", false, "print one JSON object on standard output instead of text")

@@ -44,8 +44,8 @@ func chatCommand(a *app) *cobra.Command {
 		},
 	}
 	l := c.Flags()
-	l.StringVar(&f.model, "model", "", "base model: ORG/NAME in the --models folder, or a folder (required)")
-	l.StringVar(&f.adapter, "adapter", "", "PEFT adapter folder")
+	l.StringVar(&f.model, "model", "", "base model: ORG/NAME in the --models folder, or a folder (required, unless --adapter is a checkpoint)")
+	l.StringVar(&f.adapter, "adapter", "", "PEFT adapter folder, or the path of a checkpoint: tinker://RUN/sampler_weights/NAME")
 	l.StringVar(&f.system, "system", "", "system message")
 	l.StringVar(&f.format, "format", "", "chat format, one of "+strings.Join(chat.Names(), ", ")+"; not given: the model's own")
 	f.thinking = thinkShow
@@ -60,7 +60,7 @@ func chatCommand(a *app) *cobra.Command {
 
 func (f chatFlags) check(a *app) error {
 	switch {
-	case f.model == "":
+	case f.model == "" && !isCheckpoint(f.adapter):
 		return errors.New("--model is required")
 	case a.json:
 		return errors.New("chat is a talk and has no --json; sample has")
@@ -70,7 +70,7 @@ func (f chatFlags) check(a *app) error {
 			return fmt.Errorf("--format: %w", err)
 		}
 	}
-	return sampleFlags{model: f.model, n: 1, maxTokens: f.maxTokens, topK: f.topK, temperature: f.temperature, topP: f.topP}.checkDraw()
+	return sampleFlags{n: 1, maxTokens: f.maxTokens, topK: f.topK, temperature: f.temperature, topP: f.topP}.checkDraw()
 }
 
 // params are the flags', or what the model's publisher suggests.
@@ -93,7 +93,17 @@ func (f chatFlags) params(facts *local.Facts) api.SamplingParams {
 }
 
 func talkWith(ctx context.Context, a *app, f chatFlags) error {
-	facts, err := a.facts(f.model)
+	model, state := f.model, ""
+	if isCheckpoint(f.adapter) {
+		c, err := a.checkpointInfo(ctx, f.adapter)
+		if err != nil {
+			return err
+		}
+		if state = a.state; model == "" {
+			model = c.BaseModel
+		}
+	}
+	facts, err := a.facts(model)
 	if err != nil {
 		return err
 	}
@@ -101,7 +111,7 @@ func talkWith(ctx context.Context, a *app, f chatFlags) error {
 	if err != nil {
 		return fmt.Errorf("--format is not given, and %w", err)
 	}
-	m, err := a.openModel(ctx, facts)
+	m, err := a.openModel(ctx, facts, state)
 	if err != nil {
 		return err
 	}
@@ -121,7 +131,7 @@ func talkWith(ctx context.Context, a *app, f chatFlags) error {
 	lines, interactive := newLineReader(a.in, a.out)
 	defer lines.close()
 	if interactive {
-		fmt.Fprintf(a.out, "%s, chat format %s, %s. /help lists the commands, ctrl-D ends.\n", f.model, format.Name(), t.adapterText())
+		fmt.Fprintf(a.out, "%s, chat format %s, %s. /help lists the commands, ctrl-D ends.\n", model, format.Name(), t.adapterText())
 	}
 	return t.run(ctx, lines)
 }

@@ -20,6 +20,8 @@ var commands = []func(*app) *cobra.Command{
 	sampleCommand,
 	chatCommand,
 	modelCommand,
+	checkpointCommand,
+	runCommand,
 	doctorCommand,
 	versionCommand,
 }

@@ -20,22 +20,44 @@ type opened struct {
 	facts     *local.Facts
 	tokenizer *token.Tokenizer // the facts' own
 	base      *engine.Sampler  // the bare base
+	state     string           // the state directory that is open; "": none is
 }
 
-// open starts an engine and loads a base model, with a bar while it loads.
+// open starts an engine and loads a base model, with a bar while it loads. Nothing is kept when it ends.
 func (a *app) open(ctx context.Context, model string) (*opened, error) {
 	facts, err := a.facts(model)
 	if err != nil {
 		return nil, err
 	}
-	return a.openModel(ctx, facts)
+	return a.openModel(ctx, facts, "")
 }
 
-// openModel is open for a model whose facts are known.
-func (a *app) openModel(ctx context.Context, facts *local.Facts) (_ *opened, err error) {
+// openFor is open for an adapter, which may be a checkpoint: then the state directory is opened, too, and the model may be left
+// to the checkpoint.
+func (a *app) openFor(ctx context.Context, model, adapter string) (*opened, error) {
+	if !isCheckpoint(adapter) {
+		return a.open(ctx, model)
+	}
+	c, err := a.checkpointInfo(ctx, adapter)
+	if err != nil {
+		return nil, err
+	}
+	if model == "" {
+		model = c.BaseModel
+	}
+	facts, err := a.facts(model)
+	if err != nil {
+		return nil, err
+	}
+	return a.openModel(ctx, facts, a.state)
+}
+
+// openModel is open for a model whose facts are known. state is the state directory, or "".
+func (a *app) openModel(ctx context.Context, facts *local.Facts, state string) (_ *opened, err error) {
 	model := facts.Name
 	bar := countBar(a.err, 1, "loading "+model)
 	o := a.opt
+	o.State = state
 	o.Progress = func(_ string, done, total int64) {
 		if bar.GetMax64() != total {
 			bar.ChangeMax64(total)
@@ -51,7 +73,7 @@ func (a *app) openModel(ctx context.Context, facts *local.Facts) (_ *opened, err
 			e.Close()
 		}
 	}()
-	m := &opened{model: model, engine: e, session: e.NewSession(), facts: facts, tokenizer: facts.Tokenizer}
+	m := &opened{model: model, engine: e, session: e.NewSession(), facts: facts, tokenizer: facts.Tokenizer, state: state}
 	f, err := m.session.NewSampler(model)
 	if err != nil {
 		return nil, err
@@ -65,16 +87,22 @@ func (a *app) openModel(ctx context.Context, facts *local.Facts) (_ *opened, err
 
 func (m *opened) close() { m.engine.Close() }
 
-// sampler is the bare base, or the base with a PEFT adapter folder.
+// sampler is the bare base, or the base with an adapter: a PEFT folder or a checkpoint.
 func (m *opened) sampler(ctx context.Context, adapter string) (*engine.Sampler, error) {
-	if adapter == "" {
+	var f *engine.Future[*engine.Sampler]
+	var err error
+	switch {
+	case adapter == "":
 		return m.base, nil
+	case isCheckpoint(adapter):
+		f, err = m.checkpointSampler(ctx, adapter)
+	default:
+		var w engine.Weights
+		if w, err = local.ReadAdapter(adapter); err != nil {
+			return nil, err
+		}
+		f, err = m.session.NewAdapterSampler(m.model, w)
 	}
-	w, err := local.ReadAdapter(adapter)
-	if err != nil {
-		return nil, err
-	}
-	f, err := m.session.NewAdapterSampler(m.model, w)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", adapter, err)
 	}
@@ -85,14 +113,42 @@ func (m *opened) sampler(ctx context.Context, adapter string) (*engine.Sampler, 
 	return s, nil
 }
 
+// checkpointSampler is a sampler on a checkpoint's weights.
+func (m *opened) checkpointSampler(ctx context.Context, path string) (*engine.Future[*engine.Sampler], error) {
+	if m.state == "" {
+		return nil, api.Errorf(api.BadRequest, "the state directory is not open; start with --adapter %s", path)
+	}
+	p, err := api.ParsePath(path)
+	if err != nil {
+		return nil, err
+	}
+	c, err := m.engine.Checkpoints().Info(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	if c.BaseModel != m.model {
+		return nil, api.Errorf(api.BadRequest, "it was trained on %s, wanted one of %s", c.BaseModel, m.model)
+	}
+	return m.session.NewSamplerFrom(path)
+}
+
 // facts reads what a model's folder says without its weights.
 func (a *app) facts(model string) (*local.Facts, error) {
 	return a.models().Facts(model)
 }
 
 // newRun starts a training run.
-func (m *opened) newRun(ctx context.Context, c api.LoraConfig) (*engine.Run, error) {
-	f, err := m.session.NewRun(api.CreateModelRequest{BaseModel: m.model, Lora: c})
+func (m *opened) newRun(ctx context.Context, c api.LoraConfig, metadata map[string]string) (*engine.Run, error) {
+	f, err := m.session.NewRun(api.CreateModelRequest{BaseModel: m.model, Lora: c, UserMetadata: metadata})
+	if err != nil {
+		return nil, err
+	}
+	return f.Wait(ctx)
+}
+
+// resumeRun starts a training run with the weights and the optimizer state of a checkpoint.
+func (m *opened) resumeRun(ctx context.Context, path api.Path, metadata map[string]string) (*engine.Run, error) {
+	f, err := m.session.NewRunFrom(path.String(), true, metadata)
 	if err != nil {
 		return nil, err
 	}

@@ -160,7 +160,7 @@ func TestPullBars(t *testing.T) {
 	event(hub.Event{Kind: hub.Advanced, File: long, Done: 0, Size: 2 << 20})
 	lines := strings.Split(event(hub.Event{Kind: hub.Advanced, File: "config.json", Done: 1 << 20, Size: 2 << 20}), "\n")
 	if len(lines) != 3 || !strings.HasPrefix(lines[0], "config.json                   50% [==========          ] 2.0 MiB") ||
-		!strings.Contains(lines[1], "….") && !strings.Contains(lines[1], "…x") || !strings.Contains(lines[2], "25% [=====               ] 262144 bytes/s 12s") {
+		!strings.Contains(lines[1], "….") && !strings.Contains(lines[1], "…x") || !strings.Contains(lines[2], "25% [=====               ] 256.0 KiB/s 12s") {
 		t.Errorf("lines %q", lines)
 	}
 	for _, l := range lines {

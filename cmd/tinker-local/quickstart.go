@@ -85,7 +85,7 @@ func quickstart(ctx context.Context, a *app, out string, seed int64) error {
 
 	cfg := api.DefaultLora()
 	cfg.Rank, cfg.Seed = quickRank, &seed
-	run, err := m.newRun(ctx, cfg)
+	run, err := m.newRun(ctx, cfg, nil)
 	if err != nil {
 		return err
 	}
@@ -97,7 +97,7 @@ func quickstart(ctx context.Context, a *app, out string, seed int64) error {
 	adam := api.DefaultAdam()
 	adam.LearningRate, adam.GradClipNorm = quickLR, 1
 	o := sft.Options{Steps: quickSteps, BatchSize: quickBatch, Warmup: 10, FinalLR: 0.1, Adam: adam, Seed: seed}
-	rec, err := a.newRecorder("", out, o.Steps)
+	rec, err := a.newRecorder("", out, o)
 	if err != nil {
 		return err
 	}

@@ -9,7 +9,6 @@ import (
 
 	"golang.org/x/term"
 
-	"tinkerlocal/engine/api"
 	"tinkerlocal/engine/sft"
 	"tinkerlocal/engine/sft/record"
 )
@@ -37,25 +36,29 @@ type evalMarks struct {
 // noLog as a file name means that there is to be none.
 const noLog = "none"
 
-// newRecorder opens the metrics file: path, or beside the adapter. An adapter's folder holds nothing but the adapter.
-func (a *app) newRecorder(path, adapter string, steps int) (*recorder, error) {
+// newRecorder opens the metrics file: path, or beside the adapter. An adapter's folder holds nothing but the adapter. A run that goes on
+// keeps the lines of the steps that it has done.
+func (a *app) newRecorder(path, adapter string, o sft.Options) (*recorder, error) {
 	if path == "" {
 		path = filepath.Clean(adapter) + ".metrics.jsonl"
 	}
 	r := &recorder{}
 	if path != noLog {
-		log, err := record.Create(path)
+		log, before, err := record.Open(path, o.Start)
 		if err != nil {
-			return nil, api.Errorf(api.BadRequest, "--log: %w", err)
+			return nil, fmt.Errorf("--log: %w", err)
 		}
 		r.path, r.log = path, log
+		for _, s := range before {
+			r.curve.Add(s)
+		}
 	}
-	r.bar = newTrainBar(a.err, steps)
+	r.bar = newTrainBar(a.err, o.Steps)
 	return r, nil
 }
 
 func (r *recorder) report(p sft.Progress) {
-	if p.Step == 1 {
+	if r.last.Step == 0 {
 		r.first = p
 	}
 	r.last = p
@@ -95,7 +98,11 @@ func (r *recorder) discard() error {
 	if r.log == nil {
 		return nil
 	}
-	return errors.Join(r.log.Close(), os.Remove(r.path))
+	err := r.log.Close()
+	if r.curve.Len() == 0 {
+		err = errors.Join(err, os.Remove(r.path))
+	}
+	return err
 }
 
 func (r *recorder) marks() *evalMarks {

@@ -43,7 +43,8 @@ func sampleCommand(a *app) *cobra.Command {
 			"when they are complete. Temperature 0 always takes the most likely token.",
 		Example: "  tinker-local sample --model tinker-local/tiny --prompt 'reverse: stone'\n" +
 			"  tinker-local sample --model Qwen/Qwen3-0.6B --models ~/models --adapter my-adapter --prompt 'Once' -n 3 --temperature 0.8 --logprobs\n" +
-			"  tinker-local sample --model tinker-local/tiny --prompt 'reverse: stone' --max-tokens 1 --top-logprobs 3",
+			"  tinker-local sample --model tinker-local/tiny --prompt 'reverse: stone' --max-tokens 1 --top-logprobs 3\n" +
+			"  tinker-local sample --adapter tinker://RUN/sampler_weights/final --prompt 'Once'",
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := f.check(c); err != nil {
 				return usageError{c, err}
@@ -56,8 +57,8 @@ func sampleCommand(a *app) *cobra.Command {
 		},
 	}
 	l := c.Flags()
-	l.StringVar(&f.model, "model", "", "base model: ORG/NAME in the --models folder, or a folder (required)")
-	l.StringVar(&f.adapter, "adapter", "", "PEFT adapter folder")
+	l.StringVar(&f.model, "model", "", "base model: ORG/NAME in the --models folder, or a folder (required, unless --adapter is a checkpoint)")
+	l.StringVar(&f.adapter, "adapter", "", "PEFT adapter folder, or the path of a checkpoint: tinker://RUN/sampler_weights/NAME")
 	l.StringVar(&f.prompt, "prompt", "", "text to continue (required)")
 	l.IntVarP(&f.n, "num-samples", "n", 1, "how many continuations")
 	l.IntVar(&f.maxTokens, "max-tokens", 128, "tokens per continuation; 0: up to the model's context")
@@ -74,7 +75,7 @@ func sampleCommand(a *app) *cobra.Command {
 
 func (f sampleFlags) check(c *cobra.Command) error {
 	switch {
-	case f.model == "":
+	case f.model == "" && !isCheckpoint(f.adapter):
 		return errors.New("--model is required")
 	case !c.Flags().Changed("prompt"):
 		return errors.New("--prompt is required")
@@ -107,7 +108,7 @@ func (f sampleFlags) checkDraw() error {
 }
 
 func sampleText(ctx context.Context, a *app, f sampleFlags, seed *int64) error {
-	m, err := a.open(ctx, f.model)
+	m, err := a.openFor(ctx, f.model, f.adapter)
 	if err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ func TestMain(m *testing.M) {
 	os.Setenv("HF_ENDPOINT", "http://127.0.0.1:1") // nothing listens there
 	os.Setenv("HF_HOME", filepath.Join(dir, "huggingface"))
 	os.Setenv("TINKER_LOCAL_MODELS", filepath.Join(dir, "models"))
+	os.Setenv("TINKER_LOCAL_STATE", filepath.Join(dir, "state"))
 	code := m.Run()
 	os.RemoveAll(dir)
 	os.Exit(code)

@@ -42,6 +42,10 @@ type trainFlags struct {
 	log              string
 	curves           []string
 	inspect          int
+	saveEvery        int
+	keepLast         int
+	noSave           bool
+	resume           string
 	given            func(flag string) bool // whether the command line has a flag
 }
 
@@ -49,6 +53,9 @@ type trainFlags struct {
 type trainResult struct {
 	Model           string     `json:"model"`
 	Adapter         string     `json:"adapter"`
+	Run             string     `json:"run,omitempty"`          // that has checkpoints
+	State           string     `json:"checkpoint,omitempty"`   // path of the last state
+	Resumed         string     `json:"resumed_from,omitempty"` // path of the state that it went on from
 	Loss            string     `json:"loss"`
 	Data            dataReport `json:"data"`
 	Examples        int        `json:"examples"`
@@ -73,19 +80,34 @@ func trainCommand(a *app) *cobra.Command {
 			"  {\"messages\": [{\"role\": …, \"content\": …}, …]}         the loss is on the assistant's turns; \"tools\" may stand beside it\n" +
 			"  {\"prompt\": …, \"chosen\": …, \"rejected\": …}            preference pairs, as text or messages: trained with DPO\n" +
 			"Every row is checked before training starts; bad ones are named by file, line and reason. The file is read again\n" +
-			"during training and never held in memory. Ctrl-C stops after the running step and saves the adapter so far.\n\n" +
+			"during training and never held in memory.\n\n" +
+			"The state of the run (adapter, moments, step) is saved in the state directory every --save-every steps, at the end, and\n" +
+			"when ctrl-C stops the training behind the running step. --resume goes on from there with the settings that the run began\n" +
+			"with, and gives the bits of a run that never stopped. It takes a run, the path of a state, or newest; only --out, --log,\n" +
+			"--curve, --steps or --epochs, and --data or --val for a file that has moved, may stand beside it.\n\n" +
 			"Without --lr the learning rate is the official cookbook's: 5e-4 · (2000/hidden size)^p, with p 0.781 for Llama and\n" +
 			"0.0775 for Qwen and all others; for preference pairs it is 1e-5.",
 		Example: "  tinker-local train --model tinker-local/tiny --data pairs.jsonl --out my-adapter\n" +
 			"  tinker-local train --model Qwen/Qwen3-0.6B --data chats.jsonl --inspect 2\n" +
 			"  tinker-local train --model Qwen/Qwen3-0.6B --data chats.jsonl --val-split 0.05 --eval-every 20 --epochs 3 --curve loss.png --out my-adapter\n" +
-			"  tinker-local train --model Qwen/Qwen3-0.6B --data preferences.jsonl --beta 0.1 --out my-adapter",
+			"  tinker-local train --model Qwen/Qwen3-0.6B --data preferences.jsonl --beta 0.1 --out my-adapter\n" +
+			"  tinker-local train --resume newest --out my-adapter",
 		RunE: func(c *cobra.Command, _ []string) error {
 			f.given = c.Flags().Changed
+			var from *resumed
+			if f.resume != "" {
+				var err error
+				if from, err = a.findResumed(c.Context(), f.resume); err == nil {
+					err = from.apply(c)
+				}
+				if err != nil {
+					return fmt.Errorf("--resume: %w", err)
+				}
+			}
 			if err := f.check(); err != nil {
 				return usageError{c, err}
 			}
-			return train(c.Context(), a, f)
+			return train(c.Context(), a, c, f, from)
 		},
 	}
 	l := c.Flags()
@@ -116,6 +138,10 @@ func trainCommand(a *app) *cobra.Command {
 	l.BoolVar(&f.noUnembed, "no-unembed", false, "do not adapt the output projection")
 	l.StringVar(&f.log, "log", "", "file of one JSON line per step; default: --out with .metrics.jsonl behind it; none: no file")
 	l.StringArrayVar(&f.curves, "curve", nil, "write the loss curve to this .png or .csv file (may be given several times)")
+	l.IntVar(&f.saveEvery, "save-every", 0, "steps between saves of the state; 0: a tenth of the steps")
+	l.IntVar(&f.keepLast, "keep-last", 2, "saved states of the run that are kept, the newest; 0: all")
+	l.BoolVar(&f.noSave, "no-save", false, "save no state: the run cannot be resumed, and the state directory is not used")
+	l.StringVar(&f.resume, "resume", "", "go on with a run from its newest saved state, from the state with this path, or with the newest run")
 	l.IntVar(&f.inspect, "inspect", 0, "print this many examples as columns of input token, target and weight, and stop; loads no weights")
 	return c
 }
@@ -158,6 +184,12 @@ func (f trainFlags) check() error {
 		return fmt.Errorf("--weight-decay is %v, wanted at least 0", f.decay)
 	case f.noAttn && f.noMLP && f.noUnembed:
 		return errors.New("--no-attn, --no-mlp and --no-unembed together leave nothing to train")
+	case f.saveEvery < 0:
+		return fmt.Errorf("--save-every is %d, wanted at least 0", f.saveEvery)
+	case f.keepLast < 0:
+		return fmt.Errorf("--keep-last is %d, wanted at least 0", f.keepLast)
+	case f.noSave && f.resume != "":
+		return errors.New("--no-save and --resume exclude each other")
 	case f.inspect < 0:
 		return fmt.Errorf("--inspect is %d, wanted at least 0", f.inspect)
 	}
@@ -172,7 +204,7 @@ func (f trainFlags) check() error {
 	return checkRank(f.rank)
 }
 
-func train(ctx context.Context, a *app, f trainFlags) error {
+func train(ctx context.Context, a *app, c *cobra.Command, f trainFlags, from *resumed) error {
 	facts, err := a.facts(f.model)
 	if err != nil {
 		return err
@@ -191,42 +223,37 @@ func train(ctx context.Context, a *app, f trainFlags) error {
 		return a.printExamples(d.train, facts.Tokenizer, f.inspect)
 	}
 	o := f.options(d, facts)
-	rec, err := a.newRecorder(f.log, f.out, o.Steps)
+	if from != nil {
+		if err := from.compare(o); err != nil {
+			return fmt.Errorf("--resume: %w", err)
+		}
+		o.Start = int(from.state.Step)
+	}
+	settings, err := f.settings(c, o)
 	if err != nil {
 		return err
 	}
-	m, err := a.openModel(ctx, facts)
+	state := a.state
+	switch {
+	case f.noSave:
+		state = ""
+	case state == "":
+		return api.Errorf(api.BadRequest, "no state directory is named and no home folder is known: name one with --state, or give --no-save")
+	}
+	rec, err := a.newRecorder(f.log, f.out, o)
+	if err != nil {
+		return err
+	}
+	m, err := a.openModel(ctx, facts, state)
 	if err != nil {
 		return errors.Join(err, rec.discard())
 	}
 	defer m.close()
-	cfg := api.LoraConfig{Rank: f.rank, Seed: &f.seed, TrainAttn: !f.noAttn, TrainMLP: !f.noMLP, TrainUnembed: !f.noUnembed}
-	run, err := m.newRun(ctx, cfg)
-	if err != nil {
+	t := &training{app: a, model: m, flags: f, data: d, options: o, from: from, recorder: rec}
+	if err := t.begin(ctx, settings); err != nil {
 		return errors.Join(err, rec.discard())
 	}
-	task, err := d.tasks(ctx, m, f.beta, &o)
-	if err != nil {
-		return errors.Join(err, rec.discard())
-	}
-	a.say("Training rank %d LoRA on %s: %d examples, %d steps of %d, learning rate %.3g, on %s.", f.rank, f.model, d.train.Len(), o.Steps,
-		f.batch, o.Adam.LearningRate, m.engine.Device().Name)
-
-	err = sft.Train(ctx, run, task, o, rec.report)
-	noted := rec.end(f.curves)
-	if errors.Is(err, context.Canceled) {
-		return errors.Join(a.saveInterrupted(run, f.out, rec.last, f.model), noted)
-	}
-	if err != nil {
-		return errors.Join(err, noted)
-	}
-	if err := saveAdapter(context.WithoutCancel(ctx), run, f.out, f.model); err != nil {
-		return errors.Join(err, noted)
-	}
-	if noted != nil {
-		return fmt.Errorf("the adapter is in %s, but its records are not whole: %w", f.out, noted)
-	}
-	return a.printTrained(f, d, o, rec)
+	return t.run(ctx)
 }
 
 // options puts the settings of the loop together.
@@ -255,36 +282,6 @@ func (f trainFlags) options(d *trainingData, facts *local.Facts) sft.Options {
 		}
 	}
 	return o
-}
-
-func (a *app) printTrained(f trainFlags, d *trainingData, o sft.Options, r *recorder) error {
-	first, last := r.first, r.last
-	loss := "cross_entropy"
-	if d.train.Prefers() {
-		loss = "dpo"
-	}
-	if a.json {
-		return a.printJSON(trainResult{
-			Model: f.model, Adapter: f.out, Loss: loss, Data: d.report, Examples: d.train.Len(), Steps: last.Step, LearningRate: o.Adam.LearningRate,
-			FirstLoss: first.Loss, LastLoss: last.Loss, Eval: r.marks(), Tokens: last.Tokens, TrainSeconds: last.Elapsed.Seconds(),
-			TokensPerSecond: last.TokensPerSecond, Log: r.path,
-		})
-	}
-	a.say("%s", r.curve.Text(columns(a.out)))
-	a.say("Loss %.4f → %.4f in %d steps, %.1f s (%s tokens/s). The adapter is in %s.", first.Loss, last.Loss, last.Step,
-		last.Elapsed.Seconds(), thousands(last.TokensPerSecond), f.out)
-	if e := r.marks(); e != nil {
-		a.say("Evaluation loss: best %.4f at step %d, last %.4f.", e.Best, e.BestStep, e.Last)
-		if e.LastAccuracy != nil {
-			a.say("Of the evaluation's pairs %.1f %% prefer the chosen answer.", 100**e.LastAccuracy)
-		}
-	}
-	for _, path := range append([]string{r.path}, f.curves...) {
-		if path != "" {
-			a.say("Written: %s", path)
-		}
-	}
-	return nil
 }
 
 // rowFlags say how rows are read.

@@ -170,7 +170,7 @@ func (d *trainingData) tasks(ctx context.Context, m *opened, beta float64, o *sf
 		return sft.Supervised{Source: d.train}, nil
 	}
 	// A fresh adapter adds nothing, so a run that is never trained is the base model. Rank 1 keeps it small.
-	reference, err := m.newRun(ctx, api.LoraConfig{Rank: 1, TrainAttn: true})
+	reference, err := m.newRun(ctx, api.LoraConfig{Rank: 1, TrainAttn: true}, map[string]string{"purpose": "reference model of preference training"})
 	if err != nil {
 		return nil, fmt.Errorf("reference model: %w", err)
 	}

@@ -42,7 +42,7 @@ func Room(dir string, n, margin int64) error {
 	if err != nil || free-margin >= n {
 		return nil
 	}
-	return api.Errorf(api.NoSpace, "the disk of %s has %s free, wanted %s and %s to spare", where, Bytes(free), Bytes(n), Bytes(margin))
+	return NoRoom(where, n+margin, free, nil)
 }
 
 func freeAbove(dir string) (free int64, where string, err error) {
@@ -60,17 +60,10 @@ func freeAbove(dir string) (free int64, where string, err error) {
 // Margin is what an export leaves free: other programs fail in ways worse than ours on a full disk.
 const Margin = 64 << 20
 
-// Bytes is a number of bytes for people: 1.2 GB.
-func Bytes(n int64) string {
-	for _, u := range []struct {
-		size float64
-		name string
-	}{{1e12, "TB"}, {1e9, "GB"}, {1e6, "MB"}, {1e3, "KB"}} {
-		if float64(n) >= u.size {
-			return fmt.Sprintf("%.1f %s", float64(n)/u.size, u.name)
-		}
-	}
-	return fmt.Sprintf("%d bytes", n)
+// NoRoom is the error of a disk that has fewer bytes free than are needed. cause may be nil.
+func NoRoom(dir string, needed, free int64, cause error) error {
+	msg := fmt.Sprintf("the disk of %s has too little space: %d bytes needed, %d free", dir, needed, max(0, free))
+	return &api.Error{Code: api.NoSpace, Msg: msg, Err: cause}
 }
 
 // ErrLocked is the error of a lock that another process has.

@@ -86,7 +86,7 @@ func TestRoom(t *testing.T) {
 		t.Skip("free space is not known here: ", err)
 	}
 	err := disk.Room(dir, 1<<60, 5e6)
-	if api.CodeOf(err) != api.NoSpace || !strings.Contains(err.Error(), "free, wanted 1152921.5 TB and 5.0 MB to spare") {
+	if api.CodeOf(err) != api.NoSpace || !strings.Contains(err.Error(), "has too little space: 1152921504611846976 bytes needed, ") {
 		t.Errorf("error is %v", err)
 	}
 }

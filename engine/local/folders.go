@@ -13,7 +13,21 @@ const ModelsVariable = "TINKER_LOCAL_MODELS"
 // DefaultModels is the folder for base models: $TINKER_LOCAL_MODELS, or tinker-local/models in the user's
 // data folder. It need not exist. "" means that the user has no home folder.
 func DefaultModels(getenv func(string) string) string {
-	if dir := getenv(ModelsVariable); dir != "" {
+	return defaultFolder(getenv, ModelsVariable, "models")
+}
+
+// StateVariable is the environment variable that names the state directory when no flag does.
+const StateVariable = "TINKER_LOCAL_STATE"
+
+// DefaultState is the state directory, which holds checkpoints and run records: $TINKER_LOCAL_STATE, or tinker-local/state in the
+// user's data folder. It need not exist. "" means that the user has no home folder.
+func DefaultState(getenv func(string) string) string {
+	return defaultFolder(getenv, StateVariable, "state")
+}
+
+// defaultFolder is the folder that a variable names, or one in the user's data folder.
+func defaultFolder(getenv func(string) string, variable, name string) string {
+	if dir := getenv(variable); dir != "" {
 		return userPath(getenv, dir)
 	}
 	data := ""
@@ -35,7 +49,7 @@ func DefaultModels(getenv func(string) string) string {
 	if data == "" {
 		return ""
 	}
-	return filepath.Join(data, "tinker-local", "models")
+	return filepath.Join(data, "tinker-local", name)
 }
 
 // HubHome is the folder in which Hugging Face programs keep a user's things, such as the access token:

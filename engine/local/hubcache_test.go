@@ -138,6 +138,10 @@ func TestFolders(t *testing.T) {
 			env[k] = v
 		}
 		get := func(k string) string { return env[k] }
+		state, _ := strings.CutSuffix(c.models, "/models")
+		if got := DefaultState(get); c.models == state+"/models" && got != state+"/state" || c.models == "" && got != "" {
+			t.Errorf("%q: state %q, wanted it beside the models %q", c.env, got, c.models)
+		}
 		if models, cache := DefaultModels(get), DefaultHubCache(get); models != c.models || cache != c.cache {
 			t.Errorf("%q: models %q, cache %q; wanted %q and %q", c.env, models, cache, c.models, c.cache)
 		}

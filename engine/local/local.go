@@ -4,7 +4,10 @@ package local
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"log/slog"
+	"os"
 	"strings"
 
 	"tinkerlocal/engine"
@@ -59,15 +62,29 @@ func Open(ctx context.Context, o Options) (*engine.Engine, error) {
 }
 
 func openStore(o Options) (api.Store, error) {
-	opt := store.Options{Log: o.Log}
 	if o.State == "" {
-		return store.OpenMemory(opt), nil
+		return store.OpenMemory(store.Options{Log: o.Log}), nil
 	}
-	s, err := store.Open(o.State, opt)
+	s, err := OpenState(o.State, true, o.Log)
 	if err != nil {
 		return nil, err // not s: an interface that holds a nil *Store is not nil
 	}
 	return s, nil
+}
+
+// State is the store of checkpoints and run records in a state directory.
+type State = store.Store
+
+// OpenState opens a state directory without an engine, to look after what is in it. It is made if make is set; otherwise one that
+// is not there is an empty store. One process at a time may have it open. Close it.
+func OpenState(dir string, make bool, log *slog.Logger) (*State, error) {
+	if dir == "" {
+		return nil, api.Errorf(api.BadRequest, "no state directory is named and no home folder is known: set $%s", StateVariable)
+	}
+	if _, err := os.Stat(dir); !make && errors.Is(err, fs.ErrNotExist) {
+		return store.OpenMemory(store.Options{Log: log}), nil
+	}
+	return store.Open(dir, store.Options{Log: log})
 }
 
 func storeType(name string) (kernels.DType, error) {

@@ -21,6 +21,14 @@ type Options struct {
 
 	Val       Task // measured during training and after the last step; nil: nothing is
 	EvalEvery int  // steps between measurements; 0: only after the last step
+
+	// Start is how many steps were done before: training goes on with the rows and the learning rate of the step behind them, as if it
+	// had never stopped. The run must hold the state that it had then.
+	Start int
+
+	// Queued is called when step (from 1) has been given to the run and nothing behind it has: what it asks of the run happens
+	// between this step and the next. It must not block. May be nil.
+	Queued func(step int)
 }
 
 // Progress is what one step did.
@@ -30,7 +38,7 @@ type Progress struct {
 	Metrics         map[string]float64 // all that the loss says; do not change it
 	GradNorm        float64            // before clipping
 	LearningRate    float64            // of this step
-	Tokens          int64              // input tokens trained on so far
+	Tokens          int64              // input tokens trained on since Options.Start
 	Elapsed         time.Duration      // since the loop began; measurements included
 	TokensPerSecond float64            // over the whole loop, measurements excluded
 	Eval            *Eval              // the measurement after this step, if there was one
@@ -49,6 +57,8 @@ func Check(t Task, o Options) error {
 		return api.Errorf(api.BadRequest, "warmup is %d, wanted at least 0", o.Warmup)
 	case !(o.FinalLR >= 0 && o.FinalLR <= 1):
 		return api.Errorf(api.BadRequest, "final learning rate share is %v, wanted 0..1", o.FinalLR)
+	case o.Start < 0 || o.Start >= o.Steps:
+		return api.Errorf(api.BadRequest, "%d of %d steps are done, wanted fewer", o.Start, o.Steps)
 	case o.EvalEvery < 0:
 		return api.Errorf(api.BadRequest, "steps between evaluations is %d, wanted at least 0", o.EvalEvery)
 	case o.Val != nil && o.Val.Len() == 0:
@@ -95,6 +105,9 @@ func Train(ctx context.Context, run *engine.Run, t Task, o Options, report func(
 	}
 	l := &loop{run: run, task: t, o: o, report: report, begin: time.Now()}
 	rows := &deal{n: t.Len(), seed: uint64(o.Seed)}
+	for range o.Start {
+		rows.next(o.BatchSize)
+	}
 	var last *inFlight
 	// A step that was submitted is always read to its end: dropping it would leave the adapter in a state that no report describes.
 	finish := func() error {
@@ -108,7 +121,7 @@ func Train(ctx context.Context, run *engine.Run, t Task, o Options, report func(
 		}
 		return nil
 	}
-	for step := 0; step < o.Steps && ctx.Err() == nil; step++ {
+	for step := o.Start; step < o.Steps && ctx.Err() == nil; step++ {
 		now, err := l.submit(ctx, rows.next(o.BatchSize), step)
 		if err != nil {
 			if stopped := finish(); stopped != nil {
@@ -154,6 +167,9 @@ func (l *loop) submit(ctx context.Context, rows []int, step int) (*inFlight, err
 	optim, err := l.run.OptimStep(adam)
 	if err != nil {
 		return nil, err
+	}
+	if l.o.Queued != nil {
+		l.o.Queued(step + 1)
 	}
 	return &inFlight{step: step, tokens: b.Tokens, lr: adam.LearningRate, pass: pass, optim: optim}, nil
 }

@@ -21,6 +21,9 @@ type Curve struct{ steps []Step }
 // Add appends a step.
 func (c *Curve) Add(s Step) { c.steps = append(c.steps, s) }
 
+// Len is the number of steps.
+func (c *Curve) Len() int { return len(c.steps) }
+
 // CheckFile refuses the name of a curve file that Save would not know how to write.
 func CheckFile(path string) error {
 	switch strings.ToLower(filepath.Ext(path)) {

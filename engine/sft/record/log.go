@@ -2,7 +2,9 @@
 package record
 
 import (
+	"bufio"
 	"encoding/json"
+	"io"
 	"math"
 	"os"
 
@@ -79,13 +81,42 @@ type Log struct {
 	err  error
 }
 
-// Create makes the file, or empties the one that is there.
-func Create(path string) (*Log, error) {
-	f, err := os.Create(path)
+// Open opens the file of a run that has done some steps already: the lines of those stay, and are returned, and what stands behind them
+// goes. Without such steps the file is made, or the one that is there is emptied.
+func Open(path string, done int) (*Log, []Step, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o666)
 	if err != nil {
-		return nil, api.Errorf(api.BadRequest, "%w", err)
+		return nil, nil, api.Errorf(api.BadRequest, "%w", err)
 	}
-	return &Log{file: f}, nil
+	before, end, err := earlier(f, done)
+	if err == nil {
+		err = f.Truncate(end)
+	}
+	if err == nil {
+		_, err = f.Seek(end, io.SeekStart)
+	}
+	if err != nil {
+		f.Close()
+		return nil, nil, api.Errorf(api.BadRequest, "%w", err)
+	}
+	return &Log{file: f}, before, nil
+}
+
+// earlier reads the lines of the first steps, up to done, and tells where they end.
+func earlier(r io.Reader, done int) (before []Step, end int64, err error) {
+	lines := bufio.NewReader(r)
+	for {
+		line, err := lines.ReadBytes('\n')
+		if err != nil && err != io.EOF {
+			return nil, 0, err
+		}
+		var s Step
+		if err != nil || json.Unmarshal(line, &s) != nil || s.Step > done || s.Step < 1 {
+			return before, end, nil
+		}
+		before = append(before, s)
+		end += int64(len(line))
+	}
 }
 
 // Write appends a line.

@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -31,7 +32,7 @@ func run(n int, eval bool) *Curve {
 // finite is null.
 func TestLog(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "m.jsonl")
-	l, err := Create(path)
+	l, _, err := Open(path, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +60,7 @@ func TestLog(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Error(err)
 	}
-	if _, err := Create(filepath.Join(t.TempDir(), "no", "m.jsonl")); err == nil {
+	if _, _, err := Open(filepath.Join(t.TempDir(), "no", "m.jsonl"), 0); err == nil {
 		t.Error("a file in a folder that is not there was made")
 	}
 	var s Step
@@ -178,6 +179,34 @@ func TestTick(t *testing.T) {
 	for span, want := range map[float64]float64{6: 1, 1: 0.2, 3: 0.5, 0.06: 0.01, 1000: 200} {
 		if got := tick(span); math.Abs(got-want) > 1e-12 {
 			t.Errorf("span %v has ticks of %v, wanted %v", span, got, want)
+		}
+	}
+}
+
+// TestOpenLater: a run that goes on keeps the lines of its earlier steps, and loses those of steps that are done again and what a
+// killed program left half-written.
+func TestOpenLater(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "m.jsonl")
+	text := "{\"step\":1,\"loss\":3}\n{\"step\":2,\"loss\":2}\n{\"step\":3,\"loss\":1}\n{\"step\":4,\"lo"
+	for _, c := range []struct{ done, kept int }{{0, 0}, {1, 1}, {3, 3}, {9, 3}} {
+		if err := os.WriteFile(path, []byte(text), 0o666); err != nil {
+			t.Fatal(err)
+		}
+		l, before, err := Open(path, c.done)
+		if err != nil || len(before) != c.kept {
+			t.Fatalf("%d steps done: %d lines, %v; wanted %d", c.done, len(before), err, c.kept)
+		}
+		l.Write(Step{Step: c.done + 1})
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines := strings.Split(string(b), "\n")
+		if len(lines) != c.kept+2 || !strings.HasPrefix(lines[c.kept], "{\"step\":"+strconv.Itoa(c.done+1)+",") || !strings.HasPrefix(text, strings.Join(lines[:c.kept], "\n")) {
+			t.Errorf("%d steps done: the file is %q", c.done, b)
 		}
 	}
 }
