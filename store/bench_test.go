@@ -2,12 +2,8 @@ package store
 
 import (
 	"context"
-	"encoding/binary"
 	"flag"
-	"fmt"
 	"io"
-	"math"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
@@ -21,52 +17,11 @@ import (
 // the disk of the temporary folder at a time. Otherwise it is a thirtieth of that.
 var full = flag.Bool("full", false, "benchmark with a state of 1.1 GB")
 
-// state8B are the factors and moments of an adapter on Qwen3-8B: values with the spread that training gives.
-func state8B() (blobs []storetest.Blob, bytes int64) {
-	rank := 1
+func state8B() ([]storetest.Blob, int64) {
 	if *full {
-		rank = 32
+		return storetest.State8B(32)
 	}
-	rng := rand.New(rand.NewPCG(1, 2))
-	add := func(name string, sigma float64, square bool, shape ...int) {
-		n := 1
-		for _, d := range shape {
-			n *= d
-		}
-		data := make([]byte, 4*n)
-		for i := 0; i < len(data); i += 4 {
-			v := rng.NormFloat64() * sigma
-			if square {
-				v *= v
-			}
-			binary.LittleEndian.PutUint32(data[i:], math.Float32bits(float32(v)))
-		}
-		bytes += int64(len(data))
-		blobs = append(blobs, storetest.Blob{TensorInfo: api.TensorInfo{Name: name, DType: "F32", Shape: shape}, Data: data})
-	}
-	module := func(name string, in, out int) {
-		for _, f := range []struct {
-			name  string
-			shape []int
-		}{{".lora_A.weight", []int{rank, in}}, {".lora_B.weight", []int{out, rank}}} {
-			add(name+f.name, 0.01, false, f.shape...)
-			add("adam_m/"+name+f.name, 1e-4, false, f.shape...)
-			add("adam_v/"+name+f.name, 1e-4, true, f.shape...)
-		}
-	}
-	const hidden, ffn, vocab = 4096, 12288, 151936
-	for l := range 36 {
-		at := fmt.Sprintf("model.layers.%d.", l)
-		module(at+"self_attn.q_proj", hidden, 4096)
-		module(at+"self_attn.k_proj", hidden, 1024)
-		module(at+"self_attn.v_proj", hidden, 1024)
-		module(at+"self_attn.o_proj", 4096, hidden)
-		module(at+"mlp.gate_proj", hidden, ffn)
-		module(at+"mlp.up_proj", hidden, ffn)
-		module(at+"mlp.down_proj", ffn, hidden)
-	}
-	module("lm_head", hidden, vocab)
-	return blobs, bytes
+	return storetest.State8B(1)
 }
 
 // BenchmarkState saves and loads a whole training state: in the store, and as a plain safetensors file that is synced.
