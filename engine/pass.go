@@ -213,11 +213,14 @@ func (p *pass) evaluate() (status, error) {
 
 // eval runs the loss on datums [lo, hi) and checks its answer.
 func (p *pass) eval(ctx context.Context, lo, hi int) (loss.Output, error) {
-	out, err := p.loss.Eval(ctx, loss.Input{Data: p.data[lo:hi], LogProbs: p.logProbs[lo:hi], Config: p.config})
+	in := loss.Input{Data: p.data[lo:hi], LogProbs: p.logProbs[lo:hi], Config: p.config, ValueOnly: !p.backward}
+	out, err := p.loss.Eval(ctx, in)
 	if err != nil {
 		return out, err
 	}
-	if err := checkWeights("the loss returned", out.Weights, p.logProbs[lo:hi], lo); err != nil {
+	if in.ValueOnly {
+		out.Weights = nil
+	} else if err := checkWeights("the loss returned", out.Weights, p.logProbs[lo:hi], lo); err != nil {
 		return out, err
 	}
 	for name := range out.Metrics {

@@ -23,6 +23,8 @@ type Input struct {
 	Data     []api.Datum
 	LogProbs [][]float32 // [datum][position*k]
 	Config   map[string]float64
+
+	ValueOnly bool // nothing will be differentiated: Output.Weights may be left out
 }
 
 // Output is a loss's answer. Weights has the shape of Input.LogProbs. The value of the loss is
