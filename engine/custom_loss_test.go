@@ -9,8 +9,10 @@ import (
 	"os"
 	"testing"
 
+	"tinkerlocal/engine"
 	"tinkerlocal/engine/api"
 	"tinkerlocal/engine/loss"
+	"tinkerlocal/store"
 )
 
 // Custom losses as a program would write them. Each returns w = -dL/dlogprob.
@@ -277,4 +279,59 @@ func TestLossFunc(t *testing.T) {
 	r := newRun(t, e.NewSession(), "small", 1)
 	_, err := result(r.ForwardBackwardCustom([]api.Datum{datum(1, 1)}, loss.Func(variance), nil))
 	fails(t, err, api.BadRequest, "variance of 1 log-probabilities")
+}
+
+// dated is a loss of which the exact make matters. It refuses to make weights that nobody wants.
+type dated struct{ squares }
+
+func (dated) Plugin() api.PluginRecord {
+	return api.PluginRecord{Name: "dated", Version: "1.2.3", Digest: "00ff", ABI: "1.0"}
+}
+
+func (d dated) Eval(ctx context.Context, in loss.Input) (loss.Output, error) {
+	out, err := d.squares.Eval(ctx, in)
+	if in.ValueOnly {
+		out.Weights = nil
+	}
+	return out, err
+}
+
+// Loss gives it whatever the name.
+func (d dated) Loss(string) (loss.Loss, error) { return d, nil }
+
+// TestPluginRecord: a checkpoint tells which custom losses its weights were trained with, and so does a run that goes on from it; a
+// loss that was only evaluated is none of them.
+func TestPluginRecord(t *testing.T) {
+	saved := store.OpenMemory(store.Options{})
+	e := open(t, func(o *engine.Options) { o.Losses, o.Checkpoints = dated{}, saved })
+	s := e.NewSession()
+	r := newRun(t, s, "small", 4)
+	data := batch(datum(1, 6), datum(2, 9)).Data
+	save := func(r *engine.Run, name string) api.Checkpoint {
+		f, err := r.SaveState(name, api.SaveOptions{})
+		return wait(t, f, err)
+	}
+	input := func(config map[string]float64) api.ForwardBackwardInput {
+		return api.ForwardBackwardInput{Data: data, LossFn: "x", LossConfig: config}
+	}
+	f, err := r.Forward(input(nil))
+	if out := wait(t, f, err); out.Metrics["loss:sum"] == 0 {
+		t.Errorf("metrics %v", out.Metrics)
+	}
+	if c := save(r, "before"); len(c.Plugins) != 0 {
+		t.Errorf("after a forward: %+v", c.Plugins)
+	}
+	for _, beta := range []float64{1, 2, 1} {
+		f, err := r.ForwardBackward(input(map[string]float64{"beta": beta}))
+		wait(t, f, err)
+	}
+	c := save(r, "after")
+	if len(c.Plugins) != 2 || c.Plugins[0].Digest != "00ff" || c.Plugins[0].Config["beta"] != 1 || c.Plugins[1].Config["beta"] != 2 {
+		t.Errorf("after three passes: %+v", c.Plugins)
+	}
+	g, err := s.NewRunFrom(c.Path.String(), true, nil)
+	on := wait(t, g, err)
+	if got := save(on, "on"); len(got.Plugins) != 2 || len(on.Info().Plugins) != 2 {
+		t.Errorf("the run that went on: %+v", got.Plugins)
+	}
 }

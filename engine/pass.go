@@ -273,10 +273,14 @@ func (p *pass) backwardStep() (status, error) {
 }
 
 func (p *pass) finish() (status, error) {
-	if p.backward {
-		return done, p.run.adapter.CommitOp()
+	if !p.backward {
+		return done, nil
 	}
-	return done, nil
+	err := p.run.adapter.CommitOp()
+	if err == nil {
+		p.run.trainedWith(p.loss, p.config)
+	}
+	return done, err
 }
 
 func (p *pass) dropTapes() {

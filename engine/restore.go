@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"tinkerlocal/engine/api"
@@ -95,7 +96,7 @@ func (l *loading) step() (status, error) {
 		err = r.adapter.Load(x.w, api.LoraAlpha/float64(r.lora.Rank))
 	}
 	e.mu.Lock()
-	r.version, r.step = r.adapter.Version, r.adapter.Step
+	r.version, r.step, r.plugins = r.adapter.Version, r.adapter.Step, slices.Clone(x.c.Plugins)
 	e.mu.Unlock()
 	if err != nil {
 		return done, fmt.Errorf("load %v: %w", x.c.Path, err)

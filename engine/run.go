@@ -2,6 +2,8 @@ package engine
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"tinkerlocal/engine/api"
@@ -31,6 +33,7 @@ type Run struct {
 	freed   bool
 	version int64
 	step    int64
+	plugins []api.PluginRecord
 }
 
 // RunInfo describes a run.
@@ -40,9 +43,10 @@ type RunInfo struct {
 	Lora         api.LoraConfig // with the seed that was used
 	Params       int            // trainable parameters
 	UserMetadata map[string]string
-	Version      int64 // of the weights: +1 at every optim_step and load that has finished
-	Step         int64 // optimiser steps since the start or the last load
-	Queued       int   // operations that wait
+	Version      int64              // of the weights: +1 at every optim_step and load that has finished
+	Step         int64              // optimiser steps since the start or the last load
+	Queued       int                // operations that wait
+	Plugins      []api.PluginRecord // custom losses that its weights were trained with
 }
 
 // Weights are an adapter's factors on the host.
@@ -133,6 +137,25 @@ func (r *Run) Info() RunInfo {
 	return RunInfo{
 		ID: r.id, BaseModel: r.base.info.Name, Lora: r.lora, Params: lora.Params(r.base.model.Sites, r.lora),
 		UserMetadata: r.metadata, Version: r.version, Step: r.step, Queued: r.line.Len(),
+		Plugins: slices.Clone(r.plugins),
+	}
+}
+
+// maxPlugins bounds what a run remembers: one that changes its losses' configuration at every step would grow for ever.
+const maxPlugins = 64
+
+// trainedWith remembers a custom loss, the first time.
+func (r *Run) trainedWith(l loss.Loss, config map[string]float64) {
+	p, ok := l.(loss.Plugin)
+	if !ok {
+		return
+	}
+	rec := p.Plugin()
+	rec.Config = maps.Clone(config)
+	r.e.mu.Lock()
+	defer r.e.mu.Unlock()
+	if len(r.plugins) < maxPlugins && !slices.ContainsFunc(r.plugins, rec.Equal) {
+		r.plugins = append(r.plugins, rec)
 	}
 }
 

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"fmt"
+	"slices"
 
 	"tinkerlocal/engine/api"
 	"tinkerlocal/engine/lora"
@@ -107,6 +108,7 @@ func (s *saving) step() (status, error) {
 	if e.closed {
 		return done, errClosed
 	}
+	c.Plugins = slices.Clone(r.plugins)
 	r.later(s.entry.name, func() {
 		c, err := guard(s.entry.name, s.write)
 		if err := e.onDevice("free copy", func() error { e.freeState(s.state); return nil }); err != nil {

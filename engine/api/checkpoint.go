@@ -14,6 +14,8 @@ type Checkpoint struct {
 	Public    bool       `json:"public"`      // everybody may read it; see Publish
 	Bytes     int64      `json:"size_bytes"`  // of all tensors. To Create: as many as will be written, to know if they fit
 
+	Plugins []PluginRecord `json:"plugins,omitempty"` // the custom losses that the weights were trained with, in the order of their first use
+
 	Created time.Time `json:"time"`                // by the store
 	Expires time.Time `json:"expires_at,omitzero"` // by the store; zero: never
 	Stored  int64     `json:"stored_bytes"`        // by the store: compressed; parts shared with other checkpoints are counted here too

@@ -51,6 +51,12 @@ type PerDatum interface {
 	PerDatum()
 }
 
+// Plugin is a Loss that somebody else may have replaced by the next time: what it was is kept with the weights that were trained with it.
+type Plugin interface {
+	Loss
+	Plugin() api.PluginRecord
+}
+
 // Check asks l to check data and config, when it can.
 func Check(l Loss, data []api.Datum, config map[string]float64) error {
 	if c, ok := l.(Checker); ok {
