@@ -29,7 +29,7 @@ type Adapter struct {
 type Base struct {
 	Family         string // model_type of config.json: "llama", "mistral", "qwen2", "qwen3", "qwen3_moe"
 	Heads, KVHeads int
-	Tied           bool // the head is the embedding
+	Tied           bool // the base's GGUF has no output.weight: its head is the embedding
 
 	Experts  int  // per layer; 0 for a dense model
 	NormTopK bool // the gates of a token's experts are divided by their sum; llama.cpp runs a mixture of experts no other way
@@ -78,12 +78,12 @@ var modules = []struct{ hf, gguf, own string }{
 	{"mlp.experts.w2", "ffn_down_exps", "A"},
 }
 
-// File returns the metadata and the tensors for [Write] and [Size]: layer by layer, then the head, A before B, whatever the order of
+// Contents returns the metadata and the tensors for [Write] and [Size]: layer by layer, then the head, A before B, whatever the order of
 // Factors. The values are float32 with the bits they have, and are looked at only while they are written: one that is not finite fails Write.
 //
 // What llama.cpp cannot compute as we do is Unsupported, with the module's name: the head of a model whose head is its embedding, a dense
 // feed-forward in qwen3_moe, gates that are not normalised, another family. Contradictions are BadRequest.
-func (a *Adapter) File() (meta []KV, tensors []Tensor, err error) {
+func (a *Adapter) Contents() (meta []KV, tensors []Tensor, err error) {
 	arch, err := a.check()
 	if err != nil {
 		return nil, nil, err

@@ -17,13 +17,16 @@ import (
 // TestConverted holds our tensors against those of llama.cpp's own converter, bit for bit, and the metadata that its loader looks at.
 func TestConverted(t *testing.T) {
 	for _, c := range fixtures {
+		if c.ownHead {
+			continue
+		}
 		t.Run(c.name, func(t *testing.T) {
 			theirs, err := gguf.Open(filepath.Join("testdata", "converted", c.name+".gguf"))
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer theirs.Close()
-			ours := parse(t, written(t, readFixture(t, c.model)))
+			ours := parse(t, written(t, c.read(t)))
 			for _, key := range []string{gguf.KeyArchitecture, gguf.KeyType, gguf.KeyAdapterType, gguf.KeyLoraAlpha} {
 				if got, want := ours.Value(key), theirs.Value(key); got != want || got == nil {
 					t.Errorf("%s is %T %v, the converter's %T %v", key, got, got, want, want)
@@ -52,7 +55,7 @@ func TestConverted(t *testing.T) {
 func TestOurs(t *testing.T) {
 	for _, c := range fixtures {
 		path := filepath.Join("testdata", "ours", c.name+".gguf")
-		a := readFixture(t, c.model)
+		a := c.read(t)
 		a.Name = "golden adapter of " + c.model
 		got := written(t, a)
 		slices.Reverse(a.Factors)
@@ -216,7 +219,7 @@ func TestAdapterRefuses(t *testing.T) {
 	} {
 		a := c.from()
 		c.change(a)
-		_, _, err := a.File()
+		_, _, err := a.Contents()
 		expect(t, c.name, err, c.code, c.want)
 	}
 }
@@ -238,7 +241,7 @@ func TestValuesRefused(t *testing.T) {
 	} {
 		a := &gguf.Adapter{Base: gguf.Base{Family: "qwen3", Heads: 1, KVHeads: 1}, Rank: 1, Alpha: 32, Factors: []gguf.Factor{
 			{Module: q, Which: "A", Shape: []int{1, 3}, Values: func() ([]float32, error) { return c.values, c.err }}, counted(q, "B", 4, 1)}}
-		meta, tensors, err := a.File()
+		meta, tensors, err := a.Contents()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -31,19 +31,24 @@
 //	model.layers.N.mlp.experts.w1   blk.N.ffn_gate_exps.weight   qwen3_moe
 //	model.layers.N.mlp.experts.w3   blk.N.ffn_up_exps.weight     qwen3_moe
 //	model.layers.N.mlp.experts.w2   blk.N.ffn_down_exps.weight   qwen3_moe
-//	lm_head                         output.weight                untied heads only
+//	lm_head                         output.weight                all, where the base's GGUF has an output.weight
 //
 // Architectures are llama (families llama and mistral), qwen2, qwen3 and qwen3moe.
 //
 // Permuted rows: llama.cpp rotates the neighbours 2i and 2i+1 of a head in the architecture llama, and Hugging Face i and i+C/2. The
 // rows of q and k are therefore interleaved within each head in the base, and the rows of their B likewise. Its qwen architectures rotate as
-// Hugging Face does.
+// Hugging Face does. (With the rows left as they are, log-probabilities of the tiny llama in engine/model/testdata are off by 3.)
 //
 // Experts: both factors must be there for every expert ([experts, rank, in] and [experts, out, rank]), because the graph picks
-// them by the expert's id. Our shared factor is repeated; [Size] tells the length beforehand.
+// them by the expert's id; the loader does not check, and a shorter one ends llama.cpp's process. Our shared factor is repeated; [Size] tells the
+// length beforehand.
 //
-// A tied head has no tensor of its own in llama.cpp: its matrix is token_embd.weight, and factors under that name would act on the input
-// embedding. An adapter of lm_head on such a base is refused; a caller may leave that module out.
+// A tied head has no tensor of its own in llama.cpp: its matrix is token_embd.weight. The loader refuses output.weight on such a base, and takes
+// factors of token_embd.weight, in another shape, for those of the input embedding. An adapter of lm_head is therefore refused here; a
+// caller may leave that module out, which changes what the adapter computes. Nothing is lost on a base whose GGUF was made with an
+// output.weight of its own, a copy of the embedding: for llama.cpp that head is not tied.
+//
+// Values are written as float32, so that an adapter keeps its bits. llama.cpp reads F16, BF16 and Q8_0 as well; of these F16 and BF16 are read here.
 //
 // Sources: docs/gguf.md of ggml-org/ggml; of ggml-org/llama.cpp as in llama-cpp-python 0.3.36: ggml/src/gguf.cpp,
 // src/llama-adapter.cpp, src/llama-graph.cpp (build_lora_mm, build_lora_mm_id, build_inp_embd), src/models/{llama,qwen2,qwen3,qwen3moe}.cpp,

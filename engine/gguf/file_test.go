@@ -9,7 +9,9 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -316,17 +318,45 @@ func TestChanged(t *testing.T) {
 	expect(t, "last tensor", err, api.DataLoss, `tensor "i64": 0 of 24 bytes are there: the file was changed while it was read`)
 }
 
-// FuzzParse: a file that is read is covered by its tensors, takes no more memory than a small multiple of its size, and comes back from the
-// writer with the same contents.
+// TestMemory: the densest headers, and those that announce more than they have, take a small multiple of the file's size.
+func TestMemory(t *testing.T) {
+	const n = 20_000
+	keys, tensors, texts := begin(0, n), begin(n, 0), begin(0, 1).s("k").u32(9).u32(8).u64(n)
+	for i := range n {
+		name := strconv.FormatInt(int64(i), 36)
+		keys = append(keys.s(name).u32(0), 1)
+		tensors = tensors.tensor(name, 0, 0, 0) // of nothing, so that all begin at 0
+		texts = texts.s("")
+	}
+	for _, c := range []struct {
+		name string
+		file []byte
+	}{
+		{"keys", keys}, {"tensors", tensors}, {"strings", texts},
+		{"strings announced", append(begin(0, 1).s("k").u32(9).u32(8).u64(n), make([]byte, 8*n-1)...)},
+		{"numbers announced", append(begin(0, 1).s("k").u32(9).u32(12).u64(n+1), make([]byte, 8*n)...)},
+		{"string announced", append(begin(0, 1).u64(1<<40), make([]byte, 8*n)...)},
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, _ = gguf.Parse(c.file)
+		runtime.ReadMemStats(&after)
+		if took := after.TotalAlloc - before.TotalAlloc; took > uint64(32*len(c.file)+1<<20) {
+			t.Errorf("%s: %d bytes for a file of %d", c.name, took, len(c.file))
+		}
+	}
+}
+
+// FuzzParse: a file that is read is covered by its tensors, and comes back from the writer with the same contents.
 func FuzzParse(f *testing.F) {
 	for _, c := range hostile {
 		f.Add(c.file)
 	}
 	f.Add(write(f, meta, many))
-	for _, pattern := range []string{"ours", "converted"} {
-		paths, err := filepath.Glob(filepath.Join("testdata", pattern, "q*.gguf"))
+	for _, folder := range []string{"ours", "converted"} {
+		paths, err := filepath.Glob(filepath.Join("testdata", folder, "q*.gguf"))
 		if err != nil || len(paths) == 0 {
-			f.Fatal(pattern, err)
+			f.Fatal(folder, err)
 		}
 		for _, path := range paths {
 			b, err := os.ReadFile(path)

@@ -7,6 +7,7 @@ For each family, on the tiny random models of engine/model/testdata and all sequ
 
 - "golden": the plain float64 decoder below against what transformers + peft computed (golden.json), base and adapter. It stands in for
   them where the adapter in ours/ is not the whole one: tied models lose lm_head, and qwen3moe is the model without its dense middle layer.
+  llama-own-head is the tied llama whole, on a base whose GGUF has the embedding a second time as output.weight.
 - "base": llama.cpp, the base written as GGUF here, against the decoder. A wrong base would make the next line say nothing.
 - "adapted": llama.cpp with base and ours/NAME.gguf against the decoder with the same factors from the PEFT folder.
 - "effect": how far the adapter moves llama.cpp's log-probabilities. It must be hundreds of times the errors.
@@ -29,7 +30,7 @@ import numpy as np
 here = Path(__file__).resolve().parent
 models = here.parent.parent / "model" / "testdata"
 PREFIX = "base_model.model."
-CASES = {"llama": "llama", "mistral": "mistral", "qwen2": "qwen2", "qwen3-tied": "qwen3-tied", "qwen3-untied": "qwen3-untied", "qwen3moe": "qwen3moe-hub"}
+CASES = {"llama": "llama", "llama-own-head": "llama", "mistral": "mistral", "qwen2": "qwen2", "qwen3-tied": "qwen3-tied", "qwen3-untied": "qwen3-untied", "qwen3moe": "qwen3moe-hub"}
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen3_moe": "qwen3moe"}
 
 
@@ -248,9 +249,12 @@ def llama_logprobs(base, adapter, sequences):
     return out
 
 
-def reduced(config, weights, tensors):
+def reduced(name, config, weights, tensors):
     """What of a fixture is in ours/: see the top."""
-    if config["tie_word_embeddings"]:
+    if name.endswith("-own-head"):
+        config = {**config, "tie_word_embeddings": False}
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    elif config["tie_word_embeddings"]:
         tensors = {k: t for k, t in tensors.items() if ".lm_head." not in k}
     if config.get("num_experts"):
         config = {**config, "num_hidden_layers": 2}
@@ -276,7 +280,7 @@ def check(name):
         got = [whole.logprobs(d["tokens"], adapter)[np.arange(len(d["tokens"])), d["target_tokens"]] for d in golden["batch"]]
         agree = max(agree, distance(got, [np.array(v) for v in golden[key]["logprobs_f64"]]))
 
-    part, tensors = reduced(config, weights, tensors)
+    part, tensors = reduced(name, config, weights, tensors)
     want_base = [part.logprobs(s) for s in sequences]
     want = [part.logprobs(s, {"tensors": tensors, "scale": scale}) for s in sequences]
     with tempfile.TemporaryDirectory() as tmp:
@@ -286,7 +290,7 @@ def check(name):
         adapted = llama_logprobs(base, here / "ours" / f"{name}.gguf", sequences)
     errors = agree, distance(plain, want_base), distance(adapted, want)
     effect = distance(adapted, plain)
-    print(f"{name:13} golden {errors[0]:.1e}  base {errors[1]:.1e}  adapted {errors[2]:.1e}  effect {effect:.2f}")
+    print(f"{name:15} golden {errors[0]:.1e}  base {errors[1]:.1e}  adapted {errors[2]:.1e}  effect {effect:.2f}")
     assert errors[0] < 1e-6 and errors[1] < 1e-3 and errors[2] < 1e-3 and effect > 0.3, name
 
 
