@@ -30,6 +30,7 @@ var walls = map[string][]string{
 
 	// parts
 	"engine/hf":    {"engine/api", "engine/disk", "kernels"},
+	"engine/gguf":  {"engine/api", "kernels"},
 	"engine/token": {"engine/api"},
 	"engine/chat":  {"engine/api"},
 	"engine/lora":  {"engine/api", "kernels"},

@@ -110,7 +110,8 @@ func Describe(path string, blobs []Blob) api.Checkpoint {
 	seed := int64(7)
 	c := api.Checkpoint{
 		Path: p, Owner: "ann", BaseModel: "org/Base-1B", Step: 3, Version: 4, Optimizer: p.Kind == api.KindState,
-		Lora: api.LoraConfig{Rank: 8, Seed: &seed, TrainMLP: true},
+		Lora:    api.LoraConfig{Rank: 8, Seed: &seed, TrainMLP: true},
+		Plugins: []api.PluginRecord{{Name: "dpo", Version: "1.0.0", Digest: "00ff", ABI: "1.0", Config: map[string]float64{"beta": 0.1}}},
 	}
 	for _, b := range blobs {
 		c.Bytes += int64(len(b.Data))
