@@ -121,6 +121,11 @@ func (p Place) Forward(in api.ForwardBackwardInput) (*Future[api.ForwardBackward
 	return p.pass("forward", in, nil, false)
 }
 
+// ForwardCustom is [Run.ForwardCustom] at this place.
+func (p Place) ForwardCustom(data []api.Datum, l loss.Loss, config map[string]float64) (*Future[api.ForwardBackwardOutput], error) {
+	return p.pass("forward", api.ForwardBackwardInput{Data: data, LossConfig: config}, l, false)
+}
+
 func (p Place) pass(name string, in api.ForwardBackwardInput, l loss.Loss, backward bool) (*Future[api.ForwardBackwardOutput], error) {
 	return submit(p, name, queue.Pass, func(f *Future[api.ForwardBackwardOutput], en *entry) (task, error) {
 		return newPass(p.run, in, l, backward, f, en)

@@ -281,6 +281,11 @@ func (r *Run) Forward(in api.ForwardBackwardInput) (*Future[api.ForwardBackwardO
 	return r.place().Forward(in)
 }
 
+// ForwardCustom is Forward with a loss of the caller's. The loss is told that nothing will be differentiated: see loss.Input.ValueOnly.
+func (r *Run) ForwardCustom(data []api.Datum, l loss.Loss, config map[string]float64) (*Future[api.ForwardBackwardOutput], error) {
+	return r.place().ForwardCustom(data, l, config)
+}
+
 // OptimStep applies the gradient accumulated so far and clears it.
 func (r *Run) OptimStep(p api.AdamParams) (*Future[api.OptimStepOutput], error) {
 	return r.place().OptimStep(p)

@@ -10,6 +10,8 @@ import (
 type Example struct {
 	Tokens  []int32
 	Trained []bool // per token: whether the loss is on it. The first token cannot be predicted and does not count.
+
+	Numbers []float64 // that a custom loss reads of the whole example, such as a reward; in the order of Custom.Numbers
 }
 
 // Completion is an Example whose first prompt tokens are context; the loss is on the rest.

@@ -11,8 +11,9 @@ import (
 // Batch is the work of one step.
 type Batch struct {
 	Data   []api.Datum
-	Loss   loss.Loss // nil: cross_entropy
-	Tokens int       // input tokens
+	Loss   loss.Loss          // nil: cross_entropy
+	Config map[string]float64 // of Loss
+	Tokens int                // input tokens
 }
 
 // Task is what a run learns: rows, and how a batch of them becomes a loss. One goroutine at a time calls it.

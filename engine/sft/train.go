@@ -157,7 +157,7 @@ func (l *loop) submit(ctx context.Context, rows []int, step int) (*inFlight, err
 	adam.LearningRate = l.o.rate(step)
 	var pass *engine.Future[api.ForwardBackwardOutput]
 	if b.Loss != nil {
-		pass, err = l.run.ForwardBackwardCustom(b.Data, b.Loss, nil)
+		pass, err = l.run.ForwardBackwardCustom(b.Data, b.Loss, b.Config)
 	} else {
 		pass, err = l.run.ForwardBackward(api.ForwardBackwardInput{Data: b.Data, LossFn: "cross_entropy"})
 	}

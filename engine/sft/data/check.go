@@ -123,7 +123,7 @@ func (s *Set) checkChunk(chunk []line) {
 }
 
 func (s *Set) checkLine(l *line) {
-	r, err := parse(l.text, s.o.Kind)
+	r, err := parse(l.text, s.o.Kind, s.o.Numbers...)
 	if err != nil {
 		l.err = err
 		return

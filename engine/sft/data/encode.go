@@ -38,6 +38,8 @@ type Options struct {
 	LimitName string // what MaxTokens is, for messages
 	TooLong   TooLong
 
+	Numbers []string // names of fields that each row must have, numbers or booleans: see sft.Example.Numbers
+
 	SkipBad  int                     // how many bad rows may be left out
 	Progress func(done, total int64) // bytes checked; may be nil
 }
@@ -70,6 +72,14 @@ func (it item) targets() int {
 
 // encode makes a row's items, in their order, before any limit.
 func (o *Options) encode(r row) ([]item, error) {
+	items, err := o.items(r)
+	for i := range items {
+		items[i].first.Numbers, items[i].second.Numbers = r.numbers, r.numbers
+	}
+	return items, err
+}
+
+func (o *Options) items(r row) ([]item, error) {
 	switch {
 	case r.kind == Pairs:
 		e, err := o.completion(r.prompt, r.completion)

@@ -44,11 +44,12 @@ type row struct {
 	conversations      [][]chat.Message // of chat: one; of preference in messages: chosen, rejected
 	answers            [2]string        // of preference in text
 	tools              []chat.Tool
-	ignored            []string // fields that its kind does not read
+	numbers            []float64 // of the fields that Options.Numbers names
+	ignored            []string  // fields that nobody reads
 }
 
-// parse reads a line. kind other than Auto refuses rows of another kind.
-func parse(line []byte, kind Kind) (row, error) {
+// parse reads a line. kind other than Auto refuses rows of another kind; numbers are fields that it must have besides.
+func parse(line []byte, kind Kind, numbers ...string) (row, error) {
 	var fields map[string]json.RawMessage
 	if at := invalidUTF8(line); at >= 0 {
 		return row{}, fmt.Errorf("byte %d of the line is not UTF-8", at)
@@ -77,11 +78,38 @@ func parse(line []byte, kind Kind) (row, error) {
 		err = r.readPreference(fields)
 	}
 	for _, name := range slices.Sorted(maps.Keys(fields)) {
-		if !slices.Contains(fieldsOf[r.kind], name) {
+		if !slices.Contains(fieldsOf[r.kind], name) && !slices.Contains(numbers, name) {
 			r.ignored = append(r.ignored, name)
 		}
 	}
+	for _, name := range numbers {
+		if err != nil {
+			break
+		}
+		var n float64
+		n, err = number(fields, name)
+		r.numbers = append(r.numbers, n)
+	}
 	return r, err
+}
+
+// number reads a field that must be a number; true is 1 and false is 0.
+func number(fields map[string]json.RawMessage, name string) (float64, error) {
+	raw, ok := fields[name]
+	if !ok {
+		return 0, fmt.Errorf("%q is missing, a number that the loss needs; the row's fields are %s", name, names(fields))
+	}
+	var n *float64
+	var b *bool
+	switch {
+	case json.Unmarshal(raw, &n) == nil && n != nil:
+		return *n, nil
+	case json.Unmarshal(raw, &b) == nil && b != nil && *b:
+		return 1, nil
+	case b != nil:
+		return 0, nil
+	}
+	return 0, fmt.Errorf("%q is %s, wanted a number", name, clip(raw))
 }
 
 // kindOf tells a row's kind by the fields that only one kind has.

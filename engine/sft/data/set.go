@@ -71,7 +71,7 @@ func (s *Set) item(i int) (item, error) {
 		if _, err := s.file.ReadAt(s.buf, e.offset); err != nil {
 			return item{}, s.changed(e, err)
 		}
-		r, err := parse(s.buf, s.o.Kind)
+		r, err := parse(s.buf, s.o.Kind, s.o.Numbers...)
 		if err != nil {
 			return item{}, s.changed(e, err)
 		}
