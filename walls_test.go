@@ -84,7 +84,8 @@ var walls = map[string][]string{
 	"cmd/tinker-local/hub":         {"engine/api", "engine/disk"}, // downloads: the engine itself never opens a socket
 	"cmd/tinker-local/server":      {"engine", "engine/api", "cmd/tinker-local/server/wire"},
 	"cmd/tinker-local/server/wire": {"engine/api"},
-	"capi":                         {"engine/local", "engine", "engine/api"},
+	"capi":                         {"capi/handle", "engine/local", "engine", "engine/chat", "engine/api"},
+	"capi/handle":                  {},
 }
 
 // free are folders whose packages may import any project package, because nothing imports them.

@@ -22,6 +22,7 @@ type Held struct {
 	run      *Run
 	version  int64
 	logProbs [][]float32
+	shapes   [][]int
 
 	pass     *pass // the device's goroutine only, as long as gone is nil
 	deadline time.Time
@@ -38,6 +39,9 @@ var (
 
 // LogProbs are those of each datum's targets, [datum][position*k]. Do not change them.
 func (h *Held) LogProbs() [][]float32 { return h.logProbs }
+
+// Shapes are those of each datum's targets, and so of its LogProbs: [N, K], or nil for [N]. Do not change them.
+func (h *Held) Shapes() [][]int { return h.shapes }
 
 // Version is the version of the run's weights that the forward saw.
 func (h *Held) Version() int64 { return h.version }
@@ -134,7 +138,7 @@ func (r *Run) roomToHold() error {
 func (e *Engine) newHeld(p *pass) *Held {
 	h := &Held{
 		run: p.run, version: p.run.adapter.Version, pass: p, deadline: e.opt.Now().Add(e.lim.HoldWait),
-		logProbs: slices.Clone(p.logProbs),
+		logProbs: slices.Clone(p.logProbs), shapes: p.shapes,
 	}
 	p.hold = nil
 	e.helds = append(e.helds, h)
