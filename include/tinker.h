@@ -162,7 +162,7 @@ typedef struct tinker_engine_options {
   int32_t log_fd;         /* lines of text go there; it is duplicated, yours stays yours. 0: nothing is logged */
   int32_t log_level;      /* TINKER_LOG_... */
   uint32_t reserved;      /* 0 */
-  const char *device;     /* NULL or "auto", "cpu", "cpu:portable" (slow; the same bits on every machine), "cuda", "cuda:N" */
+  const char *device;     /* NULL or "auto", "cpu", "cpu:portable" (slow, for tests), "cuda", "cuda:N" */
   const char *dtype;      /* how base weights are kept: NULL or "auto", "float32", "bfloat16" */
   const char *models;     /* folder of ORG/NAME model folders; NULL: only the embedded model and folders by their path */
   const char *state;      /* folder for checkpoints, made if it is not there; NULL: they are kept in memory */

@@ -23,7 +23,7 @@ import (
 // Options say what the machine is to be used for. The zero value serves the embedded model on the best device.
 type Options struct {
 	Models string // folder of ORG/NAME folders; "": only the embedded model, paths and the hub cache
-	Device string // "auto" (or ""), "cpu", "cuda", "cuda:N"
+	Device string // "auto" (or ""), "cpu", "cpu:VARIANT" (of its kernels: portable, avx2), "cuda", "cuda:N"
 	DType  string // how base weights are kept: "auto" (or ""), "float32", "bfloat16"
 	Limits engine.Limits
 	State  string // folder of the checkpoint store, made if it is not there; "": checkpoints are kept in memory until Close
@@ -104,10 +104,16 @@ func OpenDevice(name string) (kernels.Device, error) {
 	switch {
 	case name == "", name == "auto", name == "cpu":
 		return cpu.Open(cpu.Options{})
+	case strings.HasPrefix(name, "cpu:") && name != "cpu:":
+		d, err := cpu.Open(cpu.Options{Variant: strings.TrimPrefix(name, "cpu:")})
+		if err != nil {
+			return nil, api.Errorf(api.BadRequest, "device %s: %w", name, err)
+		}
+		return d, nil
 	case name == "cuda", strings.HasPrefix(name, "cuda:"):
 		return nil, api.Errorf(api.Unsupported, "device %s: %s; use --device cpu", name, CUDAStatus())
 	}
-	return nil, api.Errorf(api.BadRequest, "device is %q, wanted auto, cpu, cuda or cuda:N", name)
+	return nil, api.Errorf(api.BadRequest, "device is %q, wanted auto, cpu, cpu:VARIANT, cuda or cuda:N", name)
 }
 
 // CUDAStatus says, for people, whether a CUDA device can be used.

@@ -109,7 +109,7 @@ func TestModels(t *testing.T) {
 }
 
 func TestDevices(t *testing.T) {
-	for name, code := range map[string]api.Code{"cuda": api.Unsupported, "cuda:1": api.Unsupported, "tpu": api.BadRequest} {
+	for name, code := range map[string]api.Code{"cuda": api.Unsupported, "cuda:1": api.Unsupported, "tpu": api.BadRequest, "cpu:z80": api.BadRequest, "cpu:": api.BadRequest} {
 		if _, err := OpenDevice(name); api.CodeOf(err) != code {
 			t.Errorf("%s: got %v, wanted code %s", name, err, code)
 		}

@@ -61,7 +61,7 @@ int main(void) {
     CHECK(tinker_future_output(forward, &out)); /* valid until forward is freed */
     CHECK(tinker_future_held(forward, &held));
     n = out->offsets[out->count];
-    weights = calloc((size_t)n, sizeof *weights);
+    weights = (float *)calloc((size_t)n, sizeof *weights);
     if (!weights) return 1;
     if (step == 0) /* a fresh adapter changes nothing: this is the reference model */
       for (i = 0; i < SEQUENCES; i++) reference[i] = sum(out, i, skip);
