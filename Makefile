@@ -1,7 +1,7 @@
 # tinker-local: every task a person or the CI runs, in one list. `make` alone prints it.
 #
 # A fresh machine needs Go, git and Python 3 (for `bench` and `gpu-check`); everything else is fetched
-# through the Go module proxy. A C compiler is used by `soak` (race detector) and is optional.
+# through the Go module proxy. A C compiler is optional: with one, `build` makes libtinker too, `test` and `check` try it, and `soak` has the race detector.
 
 SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -30,20 +30,52 @@ FUZZ_SECONDS ?= 60
 BENCH        ?= .
 BENCH_COUNT  ?= 6
 
+# libtinker is made where a C compiler is; without one the program is all there is.
+CC_FOUND := $(shell command -v $${CC:-gcc} || command -v clang || command -v cc)
+PREFIX   ?= /usr/local
+DESTDIR  ?=
+
 say = @printf '== %s\n'
 
-.PHONY: help build run test check soak bench gpu-check clean \
-        check-format check-vet check-staticcheck check-walls check-build check-cross check-generated check-tidy
+.PHONY: help build library install run test check soak bench gpu-check clean \
+        check-format check-vet check-staticcheck check-walls check-build check-cross check-generated check-tidy check-c
 
 help: ## print this list
 	@printf 'tinker-local: LoRA fine-tuning in Go\n\n'
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-build: ## build the program as bin/tinker-local (static, no C compiler needed)
+build: ## build bin/tinker-local (static, no C compiler needed) and, with a C compiler, bin/libtinker.so and .a
 	@mkdir -p bin
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/tinker-local ./cmd/tinker-local
+ifeq ($(CC_FOUND),)
+	@echo 'no C compiler: libtinker is not built; the program is'
+else ifneq ($(shell uname -s),Linux)
+	@echo 'libtinker is built on Linux only; the program is there'
+else
+	capi/build.sh bin
+endif
 
-run: build ## build, then fine-tune the embedded model: bin/tinker-local quickstart
+library: ## build libtinker alone
+	capi/build.sh bin
+
+install: build ## install the program, and libtinker with its header where it was built: make install PREFIX=/usr/local
+	install -d '$(DESTDIR)$(PREFIX)/bin'
+	install -m 755 bin/tinker-local '$(DESTDIR)$(PREFIX)/bin/'
+	@if [ -e bin/libtinker.so ]; then \
+	  lib='$(DESTDIR)$(PREFIX)/lib'; install -d "$$lib/pkgconfig" '$(DESTDIR)$(PREFIX)/include'; \
+	  version=$$(sed -n 's/^Version: //p' bin/libtinker.pc); \
+	  install -m 644 include/tinker.h '$(DESTDIR)$(PREFIX)/include/'; \
+	  install -m 644 bin/libtinker.a "$$lib/"; \
+	  install -m 755 bin/libtinker.so "$$lib/libtinker.so.$$version"; \
+	  ln -sf "libtinker.so.$$version" "$$lib/libtinker.so.$${version%%.*}"; \
+	  ln -sf "libtinker.so.$${version%%.*}" "$$lib/libtinker.so"; \
+	  sed 's|@PREFIX@|$(PREFIX)|' bin/libtinker.pc > "$$lib/pkgconfig/libtinker.pc"; \
+	  echo "libtinker $$version is in $$lib"; \
+	fi
+
+run: ## build, then fine-tune the embedded model: bin/tinker-local quickstart
+	@mkdir -p bin
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/tinker-local ./cmd/tinker-local
 	bin/tinker-local quickstart
 
 # -count=1: CI and people read this as "it passed now", not "it passed once with these files".
@@ -53,7 +85,7 @@ test: ## run every test that CI runs
 	$(say) 'go test ./... (no cgo, so no race detector; make soak has it)'
 	$(GO) test -count=1 -timeout $(TEST_TIMEOUT) ./...
 
-check: check-format check-tidy check-build check-vet check-walls check-cross check-generated check-staticcheck ## formatting, vet, staticcheck, import walls, cross-builds, generated files
+check: check-format check-tidy check-build check-vet check-walls check-cross check-generated check-staticcheck check-c ## formatting, vet, staticcheck, import walls, cross-builds, generated files
 	$(say) 'check passed'
 
 check-format:
@@ -90,6 +122,17 @@ check-cross:
 	  $(GO) build -o build/$$GOOS-$$GOARCH/ ./cmd/tinker-local; \
 	  $(GO) vet ./...; \
 	done
+
+# The C interface against its header, without linking it: header and shim with every warning, names, and vet with cgo.
+check-c:
+	$(say) 'C interface'
+ifeq ($(CC_FOUND),)
+	@echo 'skipped: no C compiler'
+else
+	@CGO_ENABLED=1 $(GO) vet ./capi/...
+	@CGO_ENABLED=1 $(GO) run $(STATICCHECK) ./capi/...
+	@$(GO) test -count=1 -run 'Drift|Header|ShimWarnings' ./capi
+endif
 
 check-generated:
 	$(say) 'generated files'

@@ -4,10 +4,10 @@
 # libtinker.so: a version script exposes tinker_* alone. libtinker.a: all its objects are joined to one, in which all other symbols are made
 # local, so that a program may link another Go archive as well.
 set -euo pipefail
-cd "$(dirname "$0")"
 out=$1 what=${2:-all}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
+cd "$(dirname "$0")"
 export CGO_ENABLED=1
 version() { awk "/define TINKER_VERSION_$1/ {print \$3}" ../include/tinker.h; }
 major=$(version MAJOR) minor=$(version MINOR) patch=$(version PATCH)

@@ -118,7 +118,9 @@ func openDoor(t *testing.T, tab *table, device string) *goDoor {
 	return &goDoor{t: t, engine: e, session: e.NewSession(), facts: facts}
 }
 
-func (d *goDoor) say(format string, args ...any) { d.lines = append(d.lines, fmt.Sprintf(format, args...)) }
+func (d *goDoor) say(format string, args ...any) {
+	d.lines = append(d.lines, fmt.Sprintf(format, args...))
+}
 
 // names are the statuses of the C interface for the engine's codes.
 var names = map[api.Code]string{
@@ -342,6 +344,18 @@ func (d *goDoor) do(s *step) []string {
 	return d.lines
 }
 
+// withoutMessages leaves the status of an error: words may change. The doors must have the same words, too.
+func withoutMessages(lines []string) []string {
+	out := make([]string, len(lines))
+	for i, line := range lines {
+		if strings.HasPrefix(line, "error ") {
+			line = strings.Join(strings.Fields(line)[:2], " ")
+		}
+		out[i] = line
+	}
+	return out
+}
+
 func spaced[T any](list []T) string {
 	var b strings.Builder
 	for _, v := range list {
@@ -446,7 +460,7 @@ func TestCases(t *testing.T) {
 				if device != tab.Device {
 					continue
 				}
-				if *update {
+				if lines = withoutMessages(lines); *update {
 					s.Want = lines
 				} else if !slices.Equal(lines, s.Want) {
 					t.Errorf("%s: Go API:\n%s\nwanted\n%s", s.Name, strings.Join(lines, "\n"), strings.Join(s.Want, "\n"))

@@ -157,7 +157,7 @@ func lent[T any](what string, p *T, into *T, first uintptr) error {
 	return nil
 }
 
-func flag(what string, v C.int32_t) (bool, error) {
+func toggle(what string, v C.int32_t) (bool, error) {
 	if v != 0 && v != 1 {
 		return false, bad("%s is %d, wanted 0 or 1", what, int32(v))
 	}

@@ -169,7 +169,7 @@ func save(run C.uint64_t, name *C.char, p *C.tinker_save_options, out *C.uint64_
 			return err
 		}
 		o := api.SaveOptions{KeepLast: int(c.keep_last)}
-		if o.Overwrite, err = flag("overwrite", c.overwrite); err != nil {
+		if o.Overwrite, err = toggle("overwrite", c.overwrite); err != nil {
 			return err
 		}
 		if c.keep_last < 0 {

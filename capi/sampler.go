@@ -65,7 +65,7 @@ func readRequest(prompt *C.int32_t, count C.int64_t, p *C.tinker_sampling) (r ap
 		return r, bad("max_tokens is %d, wanted 0 (no limit) to %d", int64(c.max_tokens), math.MaxInt32)
 	}
 	d.MaxTokens, d.Temperature, d.TopK, d.TopP = int(c.max_tokens), float64(c.temperature), int(c.top_k), float64(c.top_p)
-	seeded, err := flag("has_seed", c.has_seed)
+	seeded, err := toggle("has_seed", c.has_seed)
 	if err != nil {
 		return r, err
 	}
@@ -89,7 +89,7 @@ func readRequest(prompt *C.int32_t, count C.int64_t, p *C.tinker_sampling) (r ap
 	}
 	d.StopTokens = append([]int32(nil), ids...)
 	r = api.SampleRequest{Prompt: api.FromInts(tokens), Params: d, NumSamples: int(c.num_samples), TopKPromptLogProbs: int(c.topk_prompt_logprobs)}
-	r.PromptLogProbs, err = flag("prompt_logprobs", c.prompt_logprobs)
+	r.PromptLogProbs, err = toggle("prompt_logprobs", c.prompt_logprobs)
 	return r, err
 }
 

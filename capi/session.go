@@ -101,7 +101,7 @@ func readLora(p *C.tinker_lora) (api.LoraConfig, error) {
 		{"train_unembed", c.train_unembed, &d.TrainUnembed}, {"has_seed", c.has_seed, &seeded},
 	} {
 		var err error
-		if *f.to, err = flag(f.what, f.from); err != nil {
+		if *f.to, err = toggle(f.what, f.from); err != nil {
 			return d, err
 		}
 	}

@@ -1,6 +1,5 @@
 /* Does what lines of standard input say through the C interface, and prints the results: the Go test compares them with those of the Go
  * interface. Floats are the hexadecimal of their bits, both ways. An operation that fails prints "error STATUS MESSAGE". */
-#define _GNU_SOURCE
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
