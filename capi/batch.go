@@ -76,7 +76,7 @@ func tinkergo_batch_add(h C.uint64_t, p *C.tinker_datums) C.int32_t {
 		if p == nil {
 			return bad("datums is NULL")
 		}
-		if err := lent("datums", p, &d, unsafe.Sizeof(d)); err != nil {
+		if err := lent("datums", p, &d, firstDatums); err != nil {
 			return err
 		}
 		data, err := readDatums(&d)
@@ -127,21 +127,22 @@ func readDatums(d *C.tinker_datums) ([]api.Datum, error) {
 }
 
 func readColumns(d *C.tinker_datums, n int, at []int64) ([]columnOf, error) {
-	const first = unsafe.Sizeof(C.tinker_tensor{})
 	size := uintptr(d.tensor_size)
+	known := min(size, unsafe.Sizeof(C.tinker_tensor{}))
 	switch {
 	case d.tensor_count < 0 || d.tensor_count > 1024:
 		return nil, bad("tensor_count is %d, wanted 0..1024", int64(d.tensor_count))
 	case d.tensor_count > 0 && d.tensors == nil:
 		return nil, bad("tensors is NULL and tensor_count %d", int64(d.tensor_count))
-	case size < first || size > 4096:
+	case size < firstTensor || size > 4096:
 		return nil, bad("tensor_size is %d, wanted sizeof(tinker_tensor): begin with TINKER_DATUMS_INIT", size)
 	}
 	var out []columnOf
 	for k := range int(d.tensor_count) {
 		p := unsafe.Add(unsafe.Pointer(d.tensors), uintptr(k)*size)
-		t := *(*C.tinker_tensor)(p)
-		for _, b := range unsafe.Slice((*byte)(p), size)[first:] {
+		var t C.tinker_tensor
+		copy(unsafe.Slice((*byte)(unsafe.Pointer(&t)), known), unsafe.Slice((*byte)(p), known))
+		for _, b := range unsafe.Slice((*byte)(p), size)[known:] {
 			if b != 0 {
 				return nil, api.Errorf(api.Unsupported, "tensor %d has fields set that this version of the library does not know", k)
 			}

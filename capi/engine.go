@@ -62,7 +62,7 @@ func (e *engineObject) end() {
 func tinkergo_engine_open(p *C.tinker_engine_options, out *C.uint64_t) C.int32_t {
 	return guard(func() error {
 		var c C.tinker_engine_options
-		if err := lent("engine options", p, &c, unsafe.Sizeof(c)); err != nil {
+		if err := lent("engine options", p, &c, firstEngineOptions); err != nil {
 			return err
 		}
 		e := &engineObject{}
@@ -110,7 +110,7 @@ func tinkergo_engine_open(p *C.tinker_engine_options, out *C.uint64_t) C.int32_t
 func readLimits(p *C.tinker_limits) (engine.Limits, error) {
 	var l engine.Limits
 	var c C.tinker_limits
-	if err := lent("limits", p, &c, unsafe.Sizeof(c)); err != nil {
+	if err := lent("limits", p, &c, firstLimits); err != nil {
 		return l, err
 	}
 	l.Memory = int64(c.memory_bytes)

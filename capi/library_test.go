@@ -31,7 +31,7 @@ func compiler(variable string, names ...string) string {
 }
 
 // needC finds the C compiler, or skips the test.
-func needC(t *testing.T) string {
+func needC(t testing.TB) string {
 	t.Helper()
 	if runtime.GOOS != "linux" {
 		t.Skip("libtinker is built on Linux only")
@@ -65,7 +65,7 @@ var buildLibrary = sync.OnceValue(func() error {
 })
 
 // library builds libtinker.so and libtinker.a, once, as make build does, and returns their folder.
-func library(t *testing.T) string {
+func library(t testing.TB) string {
 	t.Helper()
 	needC(t)
 	if err := buildLibrary(); err != nil {
@@ -75,7 +75,7 @@ func library(t *testing.T) string {
 }
 
 // run runs a command under a deadline and returns its output; it must succeed.
-func run(t *testing.T, stdin []byte, env []string, name string, args ...string) string {
+func run(t testing.TB, stdin []byte, env []string, name string, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
@@ -90,7 +90,7 @@ func run(t *testing.T, stdin []byte, env []string, name string, args ...string) 
 }
 
 // compile builds a C program against the shared library and returns its path.
-func compile(t *testing.T, source string, flags ...string) string {
+func compile(t testing.TB, source string, flags ...string) string {
 	t.Helper()
 	lib := library(t)
 	out := filepath.Join(t.TempDir(), strings.TrimSuffix(filepath.Base(source), ".c"))
@@ -158,4 +158,16 @@ func TestExamplesCMake(t *testing.T) {
 	run(t, nil, nil, "cmake", "-S", "../examples/c", "-B", out, "-DTINKER_LIB="+lib, "-DCMAKE_C_COMPILER="+needC(t))
 	run(t, nil, nil, "cmake", "--build", out)
 	run(t, nil, nil, filepath.Join(out, "dpo"))
+}
+
+// TestAbuseRace is TestAbuse on a library with Go's race detector in it.
+func TestAbuseRace(t *testing.T) {
+	if os.Getenv("TINKER_SOAK") == "" {
+		t.Skip("set TINKER_SOAK=1: the whole engine is compiled once more")
+	}
+	cc, dir := needC(t), t.TempDir()
+	lib, exe := filepath.Join(dir, "libtinker.so"), filepath.Join(dir, "abuse")
+	run(t, nil, []string{"CGO_ENABLED=1"}, "go", "build", "-race", "-buildmode=c-shared", "-o", lib, ".")
+	run(t, nil, nil, cc, "-std=c11", "-D_GNU_SOURCE", "-I../include", "testdata/abuse.c", "-o", exe, lib, "-lpthread")
+	run(t, nil, []string{"GORACE=halt_on_error=1 exitcode=66"}, exe, t.TempDir())
 }

@@ -135,6 +135,18 @@ func readJSON(what string, p *C.char, v any) error {
 	return decode(what, s, v)
 }
 
+// The sizes that structs had in the version that had them first: a caller's is never shorter. Fields that were appended since do not count.
+const (
+	firstEngineOptions = 64
+	firstLimits        = 144
+	firstLora          = 32
+	firstAdam          = 56
+	firstSaveOptions   = 24
+	firstSampling      = 88
+	firstDatums        = 48
+	firstTensor        = 48
+)
+
 // lent is a struct of the caller's, as large as it says. A shorter one, of an older header, keeps the defaults of the fields that it lacks; a
 // longer one is of a newer header, and is fine as long as what we do not know is zero.
 func lent[T any](what string, p *T, into *T, first uintptr) error {

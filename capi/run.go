@@ -10,7 +10,6 @@ import "C"
 import (
 	"context"
 	"time"
-	"unsafe"
 
 	"tinkerlocal/capi/handle"
 	"tinkerlocal/engine"
@@ -145,7 +144,7 @@ func tinkergo_optim_step(run C.uint64_t, p *C.tinker_adam, out *C.uint64_t) C.in
 			learning_rate: C.double(d.LearningRate), beta1: C.double(d.Beta1), beta2: C.double(d.Beta2), eps: C.double(d.Eps),
 			weight_decay: C.double(d.WeightDecay), grad_clip_norm: C.double(d.GradClipNorm),
 		}
-		if err := lent("adam", p, &c, unsafe.Sizeof(c)); err != nil {
+		if err := lent("adam", p, &c, firstAdam); err != nil {
 			return err
 		}
 		f, err := r.OptimStep(api.AdamParams{
@@ -165,7 +164,7 @@ func save(run C.uint64_t, name *C.char, p *C.tinker_save_options, out *C.uint64_
 			return err
 		}
 		var c C.tinker_save_options
-		if err := lent("save options", p, &c, unsafe.Sizeof(c)); err != nil {
+		if err := lent("save options", p, &c, firstSaveOptions); err != nil {
 			return err
 		}
 		o := api.SaveOptions{KeepLast: int(c.keep_last)}

@@ -14,7 +14,6 @@ import (
 	"math"
 	"sync"
 	"time"
-	"unsafe"
 
 	"tinkerlocal/capi/handle"
 	"tinkerlocal/engine"
@@ -51,7 +50,7 @@ func readRequest(prompt *C.int32_t, count C.int64_t, p *C.tinker_sampling) (r ap
 	c := C.tinker_sampling{
 		num_samples: 1, max_tokens: C.int64_t(d.MaxTokens), temperature: C.double(d.Temperature), top_k: C.int32_t(d.TopK), top_p: C.double(d.TopP),
 	}
-	if err := lent("sampling", p, &c, unsafe.Sizeof(c)); err != nil {
+	if err := lent("sampling", p, &c, firstSampling); err != nil {
 		return r, err
 	}
 	tokens, err := array("prompt", (*int32)(prompt), count, maxValues)

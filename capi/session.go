@@ -9,7 +9,6 @@ import "C"
 
 import (
 	"context"
-	"unsafe"
 
 	"tinkerlocal/capi/handle"
 	"tinkerlocal/engine"
@@ -87,7 +86,7 @@ func tinkergo_session_create_run(h C.uint64_t, base *C.char, l *C.tinker_lora, m
 func readLora(p *C.tinker_lora) (api.LoraConfig, error) {
 	d := api.DefaultLora()
 	c := C.tinker_lora{rank: C.int32_t(d.Rank), train_attn: 1, train_mlp: 1, train_unembed: 1}
-	if err := lent("lora", p, &c, unsafe.Sizeof(c)); err != nil {
+	if err := lent("lora", p, &c, firstLora); err != nil {
 		return d, err
 	}
 	d.Rank = int(c.rank)
