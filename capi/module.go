@@ -8,21 +8,80 @@ package main
 import "C"
 
 import (
+	"os"
 	"unsafe"
 
+	"tinkerlocal/capi/handle"
+	"tinkerlocal/engine"
 	"tinkerlocal/engine/api"
 )
 
-var errNoModules = api.Errorf(api.Unsupported, "this build has no WASM losses")
+// maxModule bounds the bytes of a module; the host has a limit of its own, below.
+const maxModule = 64 << 20
+
+// module is what a tinker_module stands for: passes with its loss.
+type module struct {
+	record                   api.PluginRecord
+	forwardBackward, forward passCustom
+	close                    func()
+}
+
+type passCustom func(r *engine.Run, data []api.Datum, config map[string]float64) (*engine.Future[api.ForwardBackwardOutput], error)
+
+// openModule loads a module for an engine.
+func openModule(h C.uint64_t, out *C.uint64_t, read func() ([]byte, error)) C.int32_t {
+	return guard(func() error {
+		return with(h, kindEngine, func(ref *handle.Ref, e *engineObject) error {
+			wasm, err := read()
+			if err != nil {
+				return err
+			}
+			m, err := e.loadModule(wasm)
+			if err != nil {
+				return err
+			}
+			return give(out, kindModule, m, ref, m.close)
+		})
+	})
+}
 
 //export tinkergo_module_open
 func tinkergo_module_open(h C.uint64_t, wasm unsafe.Pointer, bytes C.int64_t, out *C.uint64_t) C.int32_t {
-	return guard(func() error { return errNoModules })
+	return openModule(h, out, func() ([]byte, error) {
+		src, err := array("wasm", (*byte)(wasm), bytes, maxModule)
+		return append([]byte(nil), src...), err
+	})
 }
 
 //export tinkergo_module_open_file
 func tinkergo_module_open_file(h C.uint64_t, path *C.char, out *C.uint64_t) C.int32_t {
-	return guard(func() error { return errNoModules })
+	return openModule(h, out, func() ([]byte, error) {
+		name, err := text("path", path)
+		if err != nil {
+			return nil, err
+		}
+		return readModule(name)
+	})
+}
+
+// readModule reads a file that may be a module.
+func readModule(name string) ([]byte, error) {
+	st, err := os.Stat(name)
+	switch {
+	case os.IsNotExist(err):
+		return nil, api.Errorf(api.NotFound, "there is no file %s", name)
+	case err != nil:
+		return nil, bad("%w", err)
+	case !st.Mode().IsRegular():
+		return nil, bad("%s is not a file", name)
+	case st.Size() > maxModule:
+		return nil, bad("%s has %d bytes, wanted at most %d", name, st.Size(), maxModule)
+	}
+	wasm, err := os.ReadFile(name)
+	if err != nil {
+		return nil, bad("%w", err)
+	}
+	return wasm, nil
 }
 
 //export tinkergo_module_free
@@ -30,25 +89,39 @@ func tinkergo_module_free(h C.uint64_t) C.int32_t { return drop(h, kindModule) }
 
 //export tinkergo_module_info
 func tinkergo_module_info(h C.uint64_t, out **C.char) C.int32_t {
-	return guard(func() error { return errNoModules })
+	return guard(func() error {
+		return with(h, kindModule, func(_ *handle.Ref, m *module) error { return giveJSON(out, m.record) })
+	})
+}
+
+// custom submits a pass with a module's loss. The future keeps the module, which keeps what it was compiled to.
+func custom(run, b, mod C.uint64_t, p *C.tinker_pair, count C.int64_t, out *C.uint64_t, which func(m *module) passCustom) C.int32_t {
+	return guard(func() error {
+		return with(mod, kindModule, func(mref *handle.Ref, m *module) error {
+			return with(run, kindRun, func(ref *handle.Ref, r *engine.Run) error {
+				return with(b, kindBatch, func(_ *handle.Ref, b *batch) error {
+					config, err := readConfig(p, count)
+					if err != nil {
+						return err
+					}
+					f, err := which(m)(r, b.take(), config)
+					if err == nil {
+						mref.Retain()
+						go func() { <-f.Done(); mref.Release() }() // it is in use until then, whoever frees what
+					}
+					return giveFuture(out, ref, f, err)
+				})
+			})
+		})
+	})
 }
 
 //export tinkergo_forward_backward_custom
-func tinkergo_forward_backward_custom(run, b, module C.uint64_t, p *C.tinker_pair, count C.int64_t, out *C.uint64_t) C.int32_t {
-	return guard(func() error { return errNoModules })
+func tinkergo_forward_backward_custom(run, b, mod C.uint64_t, p *C.tinker_pair, count C.int64_t, out *C.uint64_t) C.int32_t {
+	return custom(run, b, mod, p, count, out, func(m *module) passCustom { return m.forwardBackward })
 }
 
 //export tinkergo_forward_custom
-func tinkergo_forward_custom(run, b, module C.uint64_t, p *C.tinker_pair, count C.int64_t, out *C.uint64_t) C.int32_t {
-	return guard(func() error { return errNoModules })
-}
-
-//export tinkergo_checkpoint_export
-func tinkergo_checkpoint_export(h C.uint64_t, path, format, dst, options *C.char, out *C.uint64_t) C.int32_t {
-	return guard(func() error { return errNoModules })
-}
-
-//export tinkergo_checkpoint_import
-func tinkergo_checkpoint_import(h C.uint64_t, source, options *C.char, out *C.uint64_t) C.int32_t {
-	return guard(func() error { return errNoModules })
+func tinkergo_forward_custom(run, b, mod C.uint64_t, p *C.tinker_pair, count C.int64_t, out *C.uint64_t) C.int32_t {
+	return custom(run, b, mod, p, count, out, func(m *module) passCustom { return m.forward })
 }
