@@ -106,17 +106,27 @@ func (r *Registry) Loss(name string) (loss.Loss, error) {
 		}
 		return l, nil
 	}
-	if p := pinned.FindStringSubmatch(rest); p != nil {
-		return r.pinned(p[1], p[2])
-	}
-	if strings.Contains(rest, "@") {
-		return nil, bad("loss_fn %q: wanted %sNAME or %sNAME@sha256: and 64 digits 0-9a-f", clip(name, 200), Prefix, Prefix)
-	}
-	m, err := r.byName(rest)
+	m, err := r.find(rest)
 	if err != nil {
 		return nil, err
 	}
 	return m.lend()
+}
+
+// Module finds a plugin as Loss does. It stays loaded until the registry is closed, or its place is needed.
+func (r *Registry) Module(_ context.Context, name string) (*Module, error) {
+	return r.find(strings.TrimPrefix(name, Prefix))
+}
+
+// find finds NAME or NAME@sha256:DIGEST.
+func (r *Registry) find(name string) (*Module, error) {
+	if p := pinned.FindStringSubmatch(name); p != nil {
+		return r.pinned(p[1], p[2])
+	}
+	if strings.Contains(name, "@") {
+		return nil, bad("loss_fn %q: wanted %sNAME or %sNAME@sha256: and 64 digits 0-9a-f", clip(Prefix+name, 200), Prefix, Prefix)
+	}
+	return r.byName(name)
 }
 
 // names lists what Loss would find.
@@ -148,13 +158,13 @@ func (r *Registry) byName(name string) (*Module, error) {
 }
 
 // pinned finds a digest: among what was loaded, what is bundled, and what the folder keeps.
-func (r *Registry) pinned(name, digest string) (loss.Loss, error) {
+func (r *Registry) pinned(name, digest string) (*Module, error) {
 	r.mu.Lock()
 	k, ok := r.known[digest]
 	ok = ok && k.names[name]
 	r.mu.Unlock()
 	if ok {
-		return k.m.lend()
+		return k.m, nil
 	}
 	binary, bundled := r.opt.Bundled[name]
 	if !bundled || Digest(binary) != digest {
@@ -164,11 +174,7 @@ func (r *Registry) pinned(name, digest string) (loss.Loss, error) {
 		}
 		bundled = false
 	}
-	m, err := r.take(context.Background(), name, binary, !bundled)
-	if err != nil {
-		return nil, err
-	}
-	return m.lend()
+	return r.take(context.Background(), name, binary, !bundled)
 }
 
 // take loads a module and remembers it. The registry's Load is given back in Close, or when the place is needed and the bytes
