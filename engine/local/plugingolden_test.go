@@ -1,0 +1,158 @@
+package local
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"tinkerlocal/engine"
+	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/loss"
+	"tinkerlocal/kernels/cpu"
+	"tinkerlocal/plugins/losses"
+)
+
+// pluginGolden is what torch computes: see testdata/make_plugin_goldens.py.
+type pluginGolden struct {
+	Format  int
+	Model   string
+	Adapter string
+	Factors []string
+	Cases   []struct {
+		Loss          string
+		Config        map[string]float64
+		Value         float64
+		ValueNoise    float64 `json:"value_noise"`
+		WeightsNoise  float64 `json:"weights_noise"`
+		LogProbsNoise float64 `json:"logprobs_noise"`
+		Data          []struct {
+			Tokens   []int32
+			Targets  []int64 `json:"target_tokens"`
+			Dims     []int
+			LogProbs []float64
+			Weights  []float64
+			Floats   map[string][]float32
+			Ints     map[string][]int64
+		}
+		Gradients [][5]float64 // of each factor: norm, three projections, their noise
+	}
+}
+
+// noiseFactor is that of engine/model's goldens: how far our float32 results may lie from the float64 golden, in units
+// of the distance of torch's own float32 evaluations from it.
+const noiseFactor = 10
+
+func readPluginGolden(t *testing.T) (g pluginGolden) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("testdata", "plugin_goldens.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(text, &g); err != nil {
+		t.Fatal(err)
+	}
+	if g.Format != 1 {
+		t.Fatalf("format %d", g.Format)
+	}
+	return g
+}
+
+// TestPluginGoldens: with every bundled loss, one forward_backward through a whole model has torch's loss, torch's weights, and
+// torch's gradient in every factor of the adapter.
+func TestPluginGoldens(t *testing.T) {
+	g := readPluginGolden(t)
+	p := openPlugins(t)
+	base, err := filepath.Abs(filepath.Join("..", "model", "testdata", g.Model))
+	if err != nil {
+		t.Fatal(err)
+	}
+	start, err := ReadAdapter(filepath.Join(base, g.Adapter))
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for _, variant := range []string{"portable", ""} {
+		dev, err := cpu.Open(cpu.Options{Variant: variant, Threads: 2})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := openEngine(t, func(o *engine.Options) { o.Device, o.Models = dev, Models{} })
+		for i, c := range g.Cases {
+			t.Run(fmt.Sprint(e.Device().Variant, " ", i, " ", c.Loss), func(t *testing.T) {
+				seen[c.Loss] = true
+				var data []api.Datum
+				for _, d := range c.Data {
+					in := map[string]api.TensorData{"target_tokens": {Ints: d.Targets, Shape: d.Dims}}
+					for name, v := range d.Floats {
+						in[name] = api.TensorData{Floats: v, Shape: []int{len(v)}}
+						if len(v) == len(d.Targets) {
+							in[name] = api.TensorData{Floats: v, Shape: d.Dims}
+						}
+					}
+					for name, v := range d.Ints {
+						in[name] = api.Ints(v)
+					}
+					data = append(data, api.Datum{ModelInput: api.FromInts(d.Tokens), LossInputs: in})
+				}
+				r := newRun(t, e, base, start.Lora.Rank, 1)
+				defer r.Close()
+				l, err := r.Load(start)
+				done(t, l, err)
+				plugin := use(t, p, c.Loss)
+				f, err := r.ForwardBackwardCustom(data, plugin, c.Config)
+				out := done(t, f, err)
+				if got := out.Metrics["loss:sum"]; !within(got, c.Value, c.ValueNoise) {
+					t.Errorf("loss %v, torch has %v with noise %v", got, c.Value, c.ValueNoise)
+				}
+				lp := logProbs(out)
+				w, err := plugin.Eval(t.Context(), loss.Input{Data: data, LogProbs: lp, Config: c.Config})
+				if err != nil {
+					t.Fatal(err)
+				}
+				for i, d := range c.Data {
+					for j := range d.LogProbs {
+						if got := float64(lp[i][j]); !within(got, d.LogProbs[j], c.LogProbsNoise) {
+							t.Errorf("datum %d log-probability %d is %v, torch has %v with noise %v", i, j, got, d.LogProbs[j], c.LogProbsNoise)
+						}
+						if got := float64(w.Weights[i][j]); !within(got, d.Weights[j], c.WeightsNoise) {
+							t.Errorf("datum %d weight %d is %v, torch has %v with noise %v", i, j, got, d.Weights[j], c.WeightsNoise)
+						}
+					}
+				}
+				have := gradients(t, e, r)
+				if len(have) != len(g.Factors) {
+					t.Errorf("%d gradients, torch has %d", len(have), len(g.Factors))
+				}
+				for i, name := range g.Factors {
+					want := c.Gradients[i]
+					for k, got := range projections(have[name[len(peftPrefix):]]) {
+						if !within(got, want[k], want[4]) {
+							t.Errorf("gradient of %s: number %d is %v, torch has %v with noise %v", name, k, got, want[k], want[4])
+						}
+					}
+				}
+			})
+		}
+	}
+	for name := range losses.Bundled() {
+		if !seen[name] {
+			t.Errorf("%s has no golden", name)
+		}
+	}
+}
+
+func within(got, want, noise float64) bool { return math.Abs(got-want) <= noiseFactor*noise }
+
+// projections are the norm of a gradient and three sums over it, as the script makes them.
+func projections(g []float32) [4]float64 {
+	out := [4]float64{norm(g)}
+	for i, x := range g {
+		for k := 1; k <= 3; k++ {
+			out[k] += float64(x) * math.Cos(float64((i+1)*k))
+		}
+	}
+	return out
+}
