@@ -8,9 +8,9 @@ import (
 	"unsafe"
 )
 
-// request is two datums of 2 and 3 tokens with w per token (absent in the second) and n, an int64 of shape [1]. Its memory is
+// newRequest is two datums of 2 and 3 tokens with w per token (absent in the second) and n, an int64 of shape [1]. Its memory is
 // aligned as a host's is.
-func request() []byte {
+func newRequest() []byte {
 	words := make([]uint64, 512)
 	b := unsafe.Slice((*byte)(unsafe.Pointer(&words[0])), 8*len(words))
 	put := func(off int, v ...uint32) {
@@ -40,7 +40,7 @@ func request() []byte {
 }
 
 func TestBatch(t *testing.T) {
-	b := &Batch{request()}
+	b := &Batch{newRequest()}
 	if b.Datums() != 2 || b.Elems() != 5 || b.Groups() != 2 || b.BatchDatums() != 4 || b.BatchElems() != 10 || b.BatchGroups() != 3 || b.Step() != 7 || b.EvaluateOnly() {
 		t.Error("the header is read wrong")
 	}
@@ -90,7 +90,7 @@ func TestCall(t *testing.T) {
 		{nil, 3, ""},
 	} {
 		Register("{}", c.loss)
-		req := request()
+		req := newRequest()
 		status := call(req)
 		b := &Batch{req}
 		if got := string(req[1536:][:b.u32(92)]); status != c.status || got != c.text {
