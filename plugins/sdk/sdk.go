@@ -57,16 +57,18 @@ func New(dir, lang, name string) error {
 	if err != nil {
 		return err
 	}
-	switch entries, err := os.ReadDir(dir); {
+	entries, err := os.ReadDir(dir)
+	switch {
 	case err == nil && len(entries) > 0:
 		return api.Errorf(api.BadRequest, "plugin new: %s is not empty", dir)
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return api.Errorf(api.BadRequest, "plugin new: %s is not a folder for a project: %v", dir, err)
 	}
+	absent := err != nil
 	if err := os.MkdirAll(filepath.Dir(dir), 0o777); err != nil {
 		return err
 	}
-	// Everything is written beside dir and takes its place in one step.
+	// Everything is written beside dir, and takes its place when it is complete.
 	draft, err := os.MkdirTemp(filepath.Dir(dir), ".plugin-new-*")
 	if err != nil {
 		return err
@@ -81,13 +83,30 @@ func New(dir, lang, name string) error {
 			return err
 		}
 	}
-	if err := os.Chmod(draft, 0o755); err != nil { // MkdirTemp's folders are private
+	if absent {
+		if err := os.Chmod(draft, 0o755); err != nil { // MkdirTemp's folders are private
+			return err
+		}
+		return os.Rename(draft, dir)
+	}
+	return fill(dir, draft)
+}
+
+// fill moves what is in draft into the empty folder dir, which may be where the user stands and stays what it is.
+func fill(dir, draft string) error {
+	entries, err := os.ReadDir(draft)
+	if err != nil {
 		return err
 	}
-	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	for i, e := range entries {
+		if err := os.Rename(filepath.Join(draft, e.Name()), filepath.Join(dir, e.Name())); err != nil {
+			for _, moved := range entries[:i] {
+				err = errors.Join(err, os.RemoveAll(filepath.Join(dir, moved.Name())))
+			}
+			return err
+		}
 	}
-	return os.Rename(draft, dir)
+	return nil
 }
 
 // render is the project's text by slash-separated path.
