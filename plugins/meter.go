@@ -97,11 +97,11 @@ func (m *module) rewrite() []byte {
 	return out
 }
 
-// exports keeps those of the ABI and adds the fuel.
+// exports keeps them, since they declare what ref.func may name, but for one of the fuel's name, and adds the fuel.
 func (w *rewriter) exports() []byte {
 	b, n := []byte(nil), uint32(1)
 	for _, e := range w.m.exports {
-		if _, known := abiExports[e.name]; !known {
+		if e.name == fuelExport {
 			continue
 		}
 		if e.kind == 0 {
