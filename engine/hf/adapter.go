@@ -29,7 +29,7 @@ type Adapter struct {
 	Rank      int
 	Alpha     float64
 	RSLoRA    bool     // Scale is Alpha/√Rank, not Alpha/Rank
-	Targets   []string // module names, such as "q_proj"; WriteAdapter takes those of Tensors when there are none
+	Targets   []string // module names, such as "q_proj"; ConfigText takes those of Tensors when there are none
 	Tensors   []AdapterTensor
 
 	// BaseLayers names frozen weights of the base that the adapter's file holds beside the factors, as
@@ -353,7 +353,7 @@ func (a *Adapter) covered() error {
 			return bad("tensor %s: wanted a name that begins with %s", quote(t.Name), peftRoot)
 		}
 		path := strings.TrimPrefix(module, peftRoot)
-		if !slices.ContainsFunc(a.Targets, func(target string) bool {
+		if len(a.Targets) > 0 && !slices.ContainsFunc(a.Targets, func(target string) bool {
 			return path == target || strings.HasSuffix(path, "."+target)
 		}) {
 			return bad("tensor %s: its module is not among the targets %s", quote(t.Name), clip(fmt.Sprint(a.Targets)))

@@ -133,6 +133,10 @@ func (a *Adapter) ConfigText() ([]byte, error) {
 		}
 		return &s
 	}
+	modules := a.Targets
+	if len(modules) == 0 {
+		modules = targets(a.Tensors)
+	}
 	var text bytes.Buffer
 	enc := json.NewEncoder(&text)
 	enc.SetEscapeHTML(false)
@@ -155,7 +159,7 @@ func (a *Adapter) ConfigText() ([]byte, error) {
 	}{
 		BaseModel: orNull(a.BaseModel), Bias: "none", InferenceMode: true, InitWeights: true, Alpha: a.Alpha,
 		ModulesToSave: slices.Sorted(maps.Keys(a.Saved)),
-		PeftType:      "LORA", Rank: a.Rank, Revision: orNull(a.Revision), Targets: a.Targets, TaskType: "CAUSAL_LM", RSLoRA: a.RSLoRA,
+		PeftType:      "LORA", Rank: a.Rank, Revision: orNull(a.Revision), Targets: modules, TaskType: "CAUSAL_LM", RSLoRA: a.RSLoRA,
 	})
 	return text.Bytes(), err
 }

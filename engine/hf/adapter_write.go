@@ -24,11 +24,6 @@ func WriteAdapter(dir string, a *Adapter) error {
 // WriteAdapterTo is WriteAdapter on any disk. With replace false, an adapter that is there is refused. check, which may be nil, is called
 // with the whole folder, under the name that it has before it is put in its place. Errors do not name dir.
 func WriteAdapterTo(d disk.FS, dir string, a *Adapter, replace bool, check func(staged string) error) error {
-	copied := *a
-	a = &copied
-	if len(a.Targets) == 0 {
-		a.Targets = targets(a.Tensors)
-	}
 	if err := a.check(); err != nil {
 		return err
 	}
@@ -70,11 +65,7 @@ func (a *Adapter) sources() []Source {
 
 // FolderBytes is the size of the files that WriteAdapter writes.
 func (a *Adapter) FolderBytes() (int64, error) {
-	copied := *a
-	if len(copied.Targets) == 0 {
-		copied.Targets = targets(a.Tensors)
-	}
-	text, err := copied.ConfigText()
+	text, err := a.ConfigText()
 	if err != nil {
 		return 0, err
 	}
