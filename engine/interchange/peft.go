@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"slices"
 
@@ -85,7 +86,7 @@ func planPEFT(a *Adapter, o PEFTOptions) (*Export, error) {
 			x.Notes = append(x.Notes, note)
 		}
 	}
-	if len(p.out.Tensors) == 0 && len(p.out.Saved) == 0 {
+	if len(p.out.Tensors) == 0 { // PEFT has no adapter that is a whole module alone
 		return nil, api.Errorf(api.BadRequest, "without the factors of the output projection nothing is left")
 	}
 	var err error
@@ -173,6 +174,13 @@ func (p *peftFolder) write(ctx context.Context, dir string, o WriteOptions) erro
 
 // compare reads the folder again and compares every byte of every tensor.
 func (p *peftFolder) compare(ctx context.Context, dir string, done func(int)) error {
+	want, err := p.out.ConfigText()
+	if err != nil {
+		return err
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, configFile)); err != nil || !bytes.Equal(got, want) {
+		return api.Errorf(api.DataLoss, "%s is not what was written", configFile)
+	}
 	if p.head == nil { // as everybody reads it; whole modules are refused there
 		_, closeFile, err := hf.OpenAdapter(dir)
 		if err != nil {
@@ -182,7 +190,7 @@ func (p *peftFolder) compare(ctx context.Context, dir string, done func(int)) er
 			return err
 		}
 	}
-	f, err := hf.OpenFile(filepath.Join(dir, "adapter_model.safetensors"))
+	f, err := hf.OpenFile(filepath.Join(dir, weightsFile))
 	if err != nil {
 		return err
 	}
