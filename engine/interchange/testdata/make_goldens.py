@@ -61,7 +61,8 @@ logprobs("base", Qwen3ForCausalLM.from_pretrained(dense).eval())
 adapter(dense, "alpha", Qwen3ForCausalLM, dict(r=4, lora_alpha=6, target_modules="all-linear"))
 adapter(dense, "rslora", Qwen3ForCausalLM, dict(r=3, lora_alpha=5, use_rslora=True, target_modules=["q_proj", "down_proj", "lm_head"]))
 adapter(dense, "subset", Qwen3ForCausalLM, dict(r=2, lora_alpha=4, layers_to_transform=[1], target_modules=["v_proj", "up_proj"]))
-moe = base("moe", Qwen3MoeForCausalLM(Qwen3MoeConfig(num_experts=3, num_experts_per_tok=2, moe_intermediate_size=4, decoder_sparse_step=1, norm_topk_prob=True, **sizes)))
+# 2 * moe_intermediate_size is not hidden_size, since tools tell the two by their sizes; a multiple of 4, since torch groups products of such only
+moe = base("moe", Qwen3MoeForCausalLM(Qwen3MoeConfig(num_experts=3, num_experts_per_tok=2, moe_intermediate_size=12, decoder_sparse_step=1, norm_topk_prob=True, **sizes)))
 everything = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 adapter(moe, "experts", Qwen3MoeForCausalLM, dict(r=2, lora_alpha=32, target_modules=everything), shared=True)
 adapter(moe, "apart", Qwen3MoeForCausalLM, dict(r=2, lora_alpha=32, target_modules=everything))
