@@ -27,7 +27,7 @@ const (
 // PEFTOptions say what a PEFT folder holds.
 type PEFTOptions struct {
 	Unembed Unembed        // "": keep
-	Base    *hf.Checkpoint // the base model, for MergeUnembed; it must stay open until the export is written
+	Base    *hf.Checkpoint // the base model: needed for MergeUnembed, then it must stay open until the export is written
 }
 
 // PlanPEFT plans a folder that peft.PeftModel.from_pretrained and transformers' load_adapter load. One factor at a time is in memory, or
@@ -101,7 +101,10 @@ func planPEFT(a *Adapter, o PEFTOptions) (*Export, error) {
 func (p *peftFolder) planHead(o PEFTOptions) (note string, err error) {
 	switch o.Unembed {
 	case KeepUnembed, "":
-		return "", nil
+		if o.Base != nil && o.Base.Config.TieWordEmbeddings {
+			note = "the base's output projection is its embedding: peft adapts the output alone, but its merge_and_unload changes the embedding as well; merge does not"
+		}
+		return note, nil
 	case DropUnembed:
 		return "the factors of the output projection are left out: the model computes other logits than the adapter", nil
 	case MergeUnembed:
