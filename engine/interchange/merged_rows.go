@@ -13,6 +13,7 @@ type rowAdder struct {
 	scale      float64
 	at         []float64 // A transposed, [cols, rank]: what one value of the product reads lies together
 	b          []float32 // [rows, rank]
+	device     *product  // nil, or what multiplies instead; at is nil then
 }
 
 type rowScratch struct {
@@ -20,6 +21,7 @@ type rowScratch struct {
 	b       []float64 // [rows, rank]
 	product []float64 // [tileRows, cols]
 	w       []float32 // [cols]
+	bytes   []byte    // of a product on its way from the device
 }
 
 // room returns v with n elements, new ones if it is too short.
@@ -30,15 +32,27 @@ func room[T any](v []T, n int) []T {
 	return v[:n]
 }
 
-// newRowAdder takes A [rank, cols] and B [rows, rank].
-func newRowAdder(cols, rank int, scale float64, a, b []float32) *rowAdder {
-	r := &rowAdder{cols: cols, rank: rank, scale: scale, at: make([]float64, cols*rank), b: b}
+// newRowAdder takes A [rank, cols] and B [rows, rank]. dev may be nil. The caller frees it.
+func newRowAdder(dev kernels.Device, cols, rank int, scale float64, a, b []float32) (*rowAdder, error) {
+	r := &rowAdder{cols: cols, rank: rank, scale: scale, b: b}
+	if dev != nil {
+		var err error
+		r.device, err = newProduct(dev, cols, rank, a)
+		return r, err
+	}
+	r.at = make([]float64, cols*rank)
 	for k := range rank {
 		for j, v := range a[k*cols:][:cols] {
 			r.at[j*rank+k] = float64(v)
 		}
 	}
-	return r
+	return r, nil
+}
+
+func (r *rowAdder) free() {
+	if r != nil && r.device != nil {
+		r.device.free()
+	}
 }
 
 const tileRows = 4
@@ -48,7 +62,10 @@ const tileRows = 4
 //
 // The products of a value are summed in float64 from k = 0 on, scaled, and added to W in float64; then comes the only rounding that
 // counts, to the nearest, ties to even.
-func (r *rowAdder) rows(s *rowScratch, out []byte, to kernels.DType, w []byte, from kernels.DType, lo, hi int) (_ []byte, row, col int) {
+func (r *rowAdder) rows(s *rowScratch, out []byte, to kernels.DType, w []byte, from kernels.DType, lo, hi int) (_ []byte, row, col int, err error) {
+	if r.device != nil {
+		return r.deviceRows(s, out, to, w, from, lo, hi)
+	}
 	s.b = room(s.b, (hi-lo)*r.rank)
 	for i, v := range r.b[lo*r.rank : hi*r.rank] {
 		s.b[i] = float64(v)
@@ -66,11 +83,34 @@ func (r *rowAdder) rows(s *rowScratch, out []byte, to kernels.DType, w []byte, f
 				v[c] = float64(x) + r.scale*v[c]
 			}
 			if out, bad = narrow(out, v, to); bad >= 0 {
-				return out, i + j, bad
+				return out, i + j, bad, nil
 			}
 		}
 	}
-	return out, -1, -1
+	return out, -1, -1, nil
+}
+
+// deviceRows is rows with a product that a device summed in float32.
+func (r *rowAdder) deviceRows(s *rowScratch, out []byte, to kernels.DType, w []byte, from kernels.DType, lo, hi int) (_ []byte, row, col int, err error) {
+	n := hi - lo
+	s.bytes = room(s.bytes, 4*n*max(r.rank, r.cols))
+	if err := r.device.rows(s.bytes, r.b[lo*r.rank:hi*r.rank], n); err != nil {
+		return out, -1, -1, err
+	}
+	s.product = room(s.product, r.cols)
+	size := r.cols * from.Size()
+	for i := range n {
+		s.w = widen(s.w, w[i*size:][:size], from)
+		product := s.bytes[4*i*r.cols:][:4*r.cols]
+		v := s.product[:len(s.w)]
+		for c, x := range s.w {
+			v[c] = float64(x) + r.scale*float64(math.Float32frombits(binary.LittleEndian.Uint32(product[4*c:])))
+		}
+		if out, col = narrow(out, v, to); col >= 0 {
+			return out, lo + i, col, nil
+		}
+	}
+	return out, -1, -1, nil
 }
 
 // products overwrites product [n, cols] with n rows of B times A. Four rows and two columns are summed at a time, which the registers
@@ -209,9 +249,4 @@ func f16(v float32) uint16 {
 		return sign | 0x7c00
 	}
 	return sign | uint16((b-112<<23)>>13)
-}
-
-// productsInFloat32 says whether the device multiplies the factors of a tensor.
-func (m *merged) productsInFloat32(t *mergedTensor) bool {
-	return m.o.Device != nil && t.dtype.Size() == 2
 }

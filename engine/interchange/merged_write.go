@@ -11,6 +11,7 @@ import (
 	"tinkerlocal/engine/api"
 	"tinkerlocal/engine/disk"
 	"tinkerlocal/engine/hf"
+	"tinkerlocal/kernels"
 )
 
 // blockValues is how many values of a tensor are computed, written or compared in one piece: enough that handing pieces around costs
@@ -27,6 +28,7 @@ func (m *merged) write(ctx context.Context, path string, o WriteOptions) error {
 			}
 		}
 		w := &shardWriter{m: m, ctx: ctx, progress: p, cache: factorCache{a: m.a}}
+		defer func() { w.adder.free() }()
 		for i := range m.shards {
 			if err := w.shard(f, &m.shards[i]); err != nil {
 				return fmt.Errorf("%s: %w", m.shards[i].file, err)
@@ -74,8 +76,10 @@ type shardWriter struct {
 	ctx      context.Context
 	progress *progress
 	cache    factorCache
-	adder    adderCache
 	scratch  scratches[rowScratch]
+
+	adder      *rowAdder
+	adderPatch patch // that the adder was made for
 }
 
 func (w *shardWriter) shard(f *disk.Folder, s *shard) error {
@@ -165,7 +169,7 @@ func (w *shardWriter) plain(out io.Writer, t *mergedTensor, lo, hi int) error {
 
 // patched writes the rows of a patch.
 func (w *shardWriter) patched(out io.Writer, t *mergedTensor, p *patch) error {
-	r, err := w.adder.get(w.ctx, &w.cache, w.m.a.Scale, p)
+	r, err := w.adderOf(t, p)
 	if err != nil {
 		return err
 	}
@@ -175,7 +179,10 @@ func (w *shardWriter) patched(out io.Writer, t *mergedTensor, p *patch) error {
 	step += -step & (tileRows - 1)
 	return w.blocks(out, t, p.rows, step, func(s *rowScratch, lo, hi int) ([]byte, []byte, error) {
 		from := data[lo*size : hi*size]
-		made, row, col := r.rows(s, s.out[:0], t.dtype, from, t.from.DType, lo, hi)
+		made, row, col, err := r.rows(s, s.out[:0], t.dtype, from, t.from.DType, lo, hi)
+		if err != nil {
+			return nil, nil, err
+		}
 		if row >= 0 {
 			return nil, nil, notFinite(t, (p.row+row)*t.cols+col)
 		}
@@ -216,26 +223,27 @@ func (w *shardWriter) blocks(out io.Writer, t *mergedTensor, n, step int, comput
 	}, func(b block) error { return w.emit(out, t, b.s.out, b.from) })
 }
 
-// adderCache keeps the factors prepared last: experts of one module share them, or one of the two.
-type adderCache struct {
-	module *module
-	expert int
-	adder  *rowAdder
-}
-
-func (c *adderCache) get(ctx context.Context, from *factorCache, scale float64, p *patch) (*rowAdder, error) {
-	f, err := from.get(ctx, p.module)
+// adderOf returns what computes a patch. The one made last is kept, for experts of one module share it, or its part that takes time to make.
+func (w *shardWriter) adderOf(t *mergedTensor, p *patch) (*rowAdder, error) {
+	f, err := w.cache.get(w.ctx, p.module)
 	if err != nil {
 		return nil, err
 	}
 	a, b := f.of(p.expert)
-	if c.module == p.module && (c.expert == p.expert || !p.module.ownA) {
-		same := *c.adder
-		same.b = b
-		return &same, nil
+	var dev kernels.Device
+	if w.m.productsInFloat32(t) {
+		dev = w.m.o.Device
 	}
-	*c = adderCache{p.module, p.expert, newRowAdder(p.module.in, p.module.rank, scale, a, b)}
-	return c.adder, nil
+	if w.adder == nil || w.adderPatch.module != p.module || w.adderPatch.expert != p.expert && p.module.ownA ||
+		(w.adder.device != nil) != (dev != nil) {
+		w.adder.free()
+		w.adder = nil
+		if w.adder, err = newRowAdder(dev, p.module.in, p.module.rank, w.m.a.Scale, a, b); err != nil {
+			return nil, err
+		}
+	}
+	w.adder.b, w.adderPatch = b, *p
+	return w.adder, nil
 }
 
 // scratches are what the goroutines of inOrder work in, kept from one call to the next.
