@@ -100,6 +100,14 @@ func (r *rowAdder) deviceRows(s *rowScratch, out []byte, to kernels.DType, w []b
 	s.product = room(s.product, r.cols)
 	size := r.cols * from.Size()
 	for i := range n {
+		if from == kernels.BF16 && to == kernels.BF16 {
+			at := len(out)
+			out = append(out, w[i*size:][:size]...)
+			if col = addBF16(out[at:], s.bytes[4*i*r.cols:][:4*r.cols], r.scale); col >= 0 {
+				return out, lo + i, col, nil
+			}
+			continue
+		}
 		s.w = widen(s.w, w[i*size:][:size], from)
 		product := s.bytes[4*i*r.cols:][:4*r.cols]
 		v := s.product[:len(s.w)]
@@ -205,14 +213,16 @@ func narrow(out []byte, values []float64, d kernels.DType) ([]byte, int) {
 			le.PutUint32(dst[4*i:], b)
 		}
 	case kernels.BF16:
-		for i, v := range values {
-			b := math.Float32bits(toOdd(v))
-			b = (b + 0x7fff + (b>>16)&1) >> 16
-			if b&0x7f80 == 0x7f80 && bad < 0 {
-				bad = i
-			}
-			le.PutUint16(dst[2*i:], uint16(b))
+		i := 0
+		for d := dst; len(d) >= 8; d = d[8:] {
+			v := values[i:][:4]
+			le.PutUint64(d, bf16(v[0])|bf16(v[1])<<16|bf16(v[2])<<32|bf16(v[3])<<48)
+			i += 4
 		}
+		for ; i < len(values); i++ {
+			le.PutUint16(dst[2*i:], uint16(bf16(values[i])))
+		}
+		bad = notFiniteBF16(dst)
 	case kernels.F16:
 		for i, v := range values {
 			b := f16(toOdd(v))
@@ -223,6 +233,50 @@ func narrow(out []byte, values []float64, d kernels.DType) ([]byte, int) {
 		}
 	}
 	return out, bad
+}
+
+// addBF16 adds scale·product to w, both little-endian, bfloat16 and float32, in place, and returns the index of the first value that is not
+// finite then, or -1.
+func addBF16(w, product []byte, scale float64) int {
+	le := binary.LittleEndian
+	add := func(x uint32, p uint32) uint64 {
+		return bf16(float64(math.Float32frombits(x)) + scale*float64(math.Float32frombits(p)))
+	}
+	const high = 0xffff0000
+	d := w
+	for len(d) >= 8 && len(product) >= 16 { // four values: loads and checks of bounds cost as much as the sum
+		x, p, q := le.Uint64(d), le.Uint64(product), le.Uint64(product[8:])
+		y := add(uint32(x)<<16, uint32(p)) | add(uint32(x)&high, uint32(p>>32))<<16
+		y |= add(uint32(x>>16)&high, uint32(q))<<32 | add(uint32(x>>32)&high, uint32(q>>32))<<48
+		le.PutUint64(d, y)
+		d, product = d[8:], product[16:]
+	}
+	for ; len(d) > 0; d, product = d[2:], product[4:] {
+		le.PutUint16(d, uint16(add(uint32(le.Uint16(d))<<16, le.Uint32(product))))
+	}
+	return notFiniteBF16(w)
+}
+
+// notFiniteBF16 returns the index of the first bfloat16 that is not finite, or -1.
+func notFiniteBF16(b []byte) int {
+	const exponents, one = 0x7f807f807f807f80, 0x0080008000800080
+	le := binary.LittleEndian
+	at := 0
+	for len(b)-at >= 8 && (le.Uint64(b[at:])&exponents+one)&(one<<8) == 0 { // no exponent carries into its sign's place
+		at += 8
+	}
+	for ; at < len(b); at += 2 {
+		if le.Uint16(b[at:])&0x7f80 == 0x7f80 {
+			return at / 2
+		}
+	}
+	return -1
+}
+
+// bf16 rounds to bfloat16, to the nearest, ties to even.
+func bf16(v float64) uint64 {
+	b := math.Float32bits(toOdd(v))
+	return uint64((b + 0x7fff + (b>>16)&1) >> 16)
 }
 
 // toOdd rounds to float32 so that a second rounding, to fewer bits, gives what one rounding of v would: the bits that do not fit are cut off, and
