@@ -23,8 +23,8 @@ type MergedOptions struct {
 	DType kernels.DType
 	// DropUnembed leaves the adapter's factors of the output projection out.
 	DropUnembed bool
-	// Device multiplies the factors where the result is rounded to 16 bits; the products are then summed in float32. It must be the
-	// caller's alone while the export is written. nil: the products are summed in float64, without a device.
+	// Device multiplies the factors where the result is rounded to 16 bits, several times faster: products, and W with them, are then summed in
+	// float32. It must be the caller's alone while the export is written. nil: they are summed in float64, without a device.
 	Device kernels.Device
 }
 

@@ -165,7 +165,8 @@ func (c *comparison) patch(t *mergedTensor, p *patch, was, is []byte) error {
 	k := &patchCheck{a: a, b: b, rank: rank, cols: cols, scale: scale, x: make([]float64, cols), ax: make([]float64, rank), norms: make([]float64, cols)}
 	k.step, k.least = stepOf(t.dtype)
 	if c.m.productsInFloat32(t) {
-		k.loose = float64(rank+2) / (1 << 24)
+		k.loose, k.sum = float64(rank+2)*0x1p-24, 0x1p-24
+		k.step += k.sum
 	}
 	for j := range k.x {
 		k.x[j] = float64(int(c.random.Uint32N(2))*2 - 1)
@@ -208,7 +209,8 @@ type patchCheck struct {
 	scale      float64
 	step       float64 // half a step of the type, per value; at least least
 	least      float64
-	loose      float64 // error of a product, per ‖row of B‖·‖column of A‖
+	loose      float64 // error of a product in float32, per ‖row of B‖·‖column of A‖
+	sum        float64 // error of a sum in float32, per value
 	x          []float64
 	ax         []float64 // A·x
 	norms      []float64 // of A's columns
@@ -282,7 +284,7 @@ func (k *patchCheck) exact(s *compareScratch, i int) error {
 	for j, v := range s.exact {
 		v += float64(s.was[j])
 		power := math.Float64frombits(math.Float64bits(v) &^ (1<<63 | 1<<52 - 1))
-		limit := max(power*k.step, k.least) + (k.loose+0x1p-40)*size*k.norms[j] + 0x1p-50*math.Abs(float64(s.was[j]))
+		limit := max(power*k.step, k.least) + (k.loose+0x1p-40)*size*k.norms[j] + (k.sum+0x1p-50)*math.Abs(float64(s.was[j]))
 		if is := float64(s.is[j]); !(math.Abs(is-v) <= limit) {
 			return differs(fmt.Sprintf("row %d, column %d", i, j), "is %v, wanted %v within %.2g", is, v, limit)
 		}

@@ -119,12 +119,20 @@ func (c *factorCache) get(ctx context.Context, m *module) (*factors, error) {
 		}
 	}
 	f := &factors{module: m}
-	var err error
-	if f.a, err = c.a.Floats(ctx, m.a); err != nil {
-		return nil, err
-	}
-	if f.b, err = c.a.Floats(ctx, m.b); err != nil {
-		return nil, err
+	for _, x := range []struct {
+		t    api.TensorInfo
+		into *[]float32
+	}{{m.a, &f.a}, {m.b, &f.b}} {
+		v, err := c.a.Floats(ctx, x.t)
+		if err != nil {
+			return nil, err
+		}
+		for i, y := range v {
+			if y-y != 0 {
+				return nil, api.Errorf(api.BadRequest, "adapter tensor %s: value %d is %v: it is damaged, or the training diverged", x.t.Name, i, y)
+			}
+		}
+		*x.into = v
 	}
 	if len(c.last) == keptModules {
 		c.last = slices.Delete(c.last, 0, 1)

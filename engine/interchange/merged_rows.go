@@ -103,7 +103,7 @@ func (r *rowAdder) deviceRows(s *rowScratch, out []byte, to kernels.DType, w []b
 		if from == kernels.BF16 && to == kernels.BF16 {
 			at := len(out)
 			out = append(out, w[i*size:][:size]...)
-			if col = addBF16(out[at:], s.bytes[4*i*r.cols:][:4*r.cols], r.scale); col >= 0 {
+			if col = addBF16(out[at:], s.bytes[4*i*r.cols:][:4*r.cols], float32(r.scale)); col >= 0 {
 				return out, lo + i, col, nil
 			}
 			continue
@@ -235,12 +235,13 @@ func narrow(out []byte, values []float64, d kernels.DType) ([]byte, int) {
 	return out, bad
 }
 
-// addBF16 adds scale·product to w, both little-endian, bfloat16 and float32, in place, and returns the index of the first value that is not
-// finite then, or -1.
-func addBF16(w, product []byte, scale float64) int {
+// addBF16 adds scale·product to w in float32 and rounds, in place. Both are little-endian, bfloat16 and float32. It returns the index of the
+// first value that is not finite then, or -1.
+func addBF16(w, product []byte, scale float32) int {
 	le := binary.LittleEndian
 	add := func(x uint32, p uint32) uint64 {
-		return bf16(float64(math.Float32frombits(x)) + scale*float64(math.Float32frombits(p)))
+		b := math.Float32bits(math.Float32frombits(x) + scale*math.Float32frombits(p))
+		return uint64((b + 0x7fff + (b>>16)&1) >> 16) // to the nearest, ties to even
 	}
 	const high = 0xffff0000
 	d := w
@@ -276,6 +277,9 @@ func notFiniteBF16(b []byte) int {
 // bf16 rounds to bfloat16, to the nearest, ties to even.
 func bf16(v float64) uint64 {
 	b := math.Float32bits(toOdd(v))
+	if v != v {
+		b = 0x7fc00000 // rounding must not carry a NaN's ones into its sign
+	}
 	return uint64((b + 0x7fff + (b>>16)&1) >> 16)
 }
 

@@ -192,6 +192,19 @@ func TestMergedHostileBase(t *testing.T) {
 	if left := listed(t, parent); len(left) > 0 {
 		t.Errorf("%v is left", left)
 	}
+
+	a := peftAdapter(t, mergeFrom+"/adapter")
+	bad := *a
+	bad.read = func(ctx context.Context, name string, dst []byte) error {
+		err := a.read(ctx, name, dst)
+		if name == a.Factors[2].Name {
+			binary.LittleEndian.PutUint32(dst[12:], 0x7fffffff)
+		}
+		return err
+	}
+	x, _ = planOf(t, &bad, openBase(t, mergeFrom), MergedOptions{})
+	err = x.Write(context.Background(), filepath.Join(parent, "m"), WriteOptions{})
+	fails(t, "a factor is not a number", err, api.BadRequest, "adapter tensor "+a.Factors[2].Name+": value 3 is NaN")
 }
 
 // TestMergedCaught: a written value that is wrong is found, whether it is a large error or one step of the type, and nothing is left.
@@ -493,6 +506,17 @@ func TestMergedRounding(t *testing.T) {
 		nearest(t, v, float64(kernels.F16ToF32(binary.LittleEndian.Uint16(h[2:]))), func(k int) float64 {
 			return float64(kernels.F16ToF32(binary.LittleEndian.Uint16(h) + uint16(k)))
 		}, bad)
+	}
+	for _, d := range []kernels.DType{kernels.F32, kernels.BF16, kernels.F16} {
+		for _, bits := range []uint32{0x7fffffff, 0xffffffff, 0x7fc00000, 0x7f800001, 0xff800000} {
+			v := float64(math.Float32frombits(bits))
+			if _, bad := narrow(nil, []float64{1, 2, 3, 4, 5, v}, d); bad != 5 {
+				t.Errorf("%s: %x is not refused (%d)", d, bits, bad)
+			}
+			if _, bad := narrow(nil, []float64{1, v, 3, 4}, d); bad != 1 {
+				t.Errorf("%s: %x is not refused (%d)", d, bits, bad)
+			}
+		}
 	}
 	for d, big := range map[kernels.DType]float64{kernels.F32: 1e39, kernels.BF16: 3.4e38, kernels.F16: 65520} {
 		if _, bad := narrow(nil, []float64{1, big}, d); bad != 1 {
