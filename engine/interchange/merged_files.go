@@ -253,6 +253,8 @@ func (m *merged) mayReplace(path string, replace bool) func(names []string) erro
 		switch {
 		case len(names) == 0:
 			return nil
+		case sameFolder(path, m.base.Name): // it may be an export, too
+			return api.Errorf(api.BadRequest, "it is the base's own folder")
 		case !slices.Contains(names, mergedManifest):
 			return api.Errorf(api.BadRequest, "the folder holds %q and no %s; wanted a new folder, an empty one, or a merged model exported earlier", names[0], mergedManifest)
 		case !replace:
@@ -272,6 +274,15 @@ func (m *merged) mayReplace(path string, replace bool) func(names []string) erro
 		}
 		return nil
 	}
+}
+
+func sameFolder(a, b string) bool {
+	x, err := os.Stat(a)
+	if err != nil {
+		return false
+	}
+	y, err := os.Stat(b)
+	return err == nil && os.SameFile(x, y)
 }
 
 const maxManifest = 16 << 20

@@ -111,12 +111,13 @@ func TestMergedMisfit(t *testing.T) {
 // a0 is the name of the first factor of mergeFrom's adapter.
 func a0(t *testing.T) string { return peftAdapter(t, mergeFrom+"/adapter").Factors[0].Name }
 
-// rewrite copies a base of one or more files, with tensors changed: change returns what a tensor is to be, or false to leave it out.
-func rewrite(t *testing.T, from string, change func(hf.Tensor) (hf.Tensor, bool)) string {
+// rewrite copies a base of one or more files, with tensors changed: change returns what a tensor is to be, or false to leave it out. more are
+// tensors more.
+func rewrite(t *testing.T, from string, change func(hf.Tensor) (hf.Tensor, bool), more ...hf.Source) string {
 	t.Helper()
 	base := openBase(t, from)
 	dir := t.TempDir()
-	var sources []hf.Source
+	sources := more
 	for _, n := range base.Names() {
 		x, _ := base.Tensor(n)
 		if x, ok := change(x); ok {
@@ -414,8 +415,40 @@ func TestMergedReplaces(t *testing.T) {
 			t.Errorf("%s: %v is left of %v", c.what, after, before)
 		}
 	}
+	fails(t, "its own base", again(t, dir, x, a), api.BadRequest, "it is the base's own folder")
 	fails(t, "a file", x.Write(ctx, filepath.Join(mergeFrom, "config.json"), WriteOptions{Replace: true}), api.BadRequest)
 	fails(t, "the base", x.Write(ctx, mergeFrom, WriteOptions{Replace: true}), api.BadRequest, "and no "+mergedManifest)
+}
+
+// again merges a into what x writes to dir, and writes the result there.
+func again(t *testing.T, dir string, x *Export, a *Adapter) error {
+	t.Helper()
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := x.Write(context.Background(), dir, WriteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	base, err := hf.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer base.Close()
+	y, _ := planOf(t, a, base, MergedOptions{})
+	return y.Write(context.Background(), dir, WriteOptions{Replace: true})
+}
+
+// TestMergedStaleHead: a head that lies in the file of a tied model is not looked at, as loaders do not.
+func TestMergedStaleHead(t *testing.T) {
+	a := peftAdapter(t, mergeTied+"/adapter")
+	dir := rewrite(t, mergeTied, func(x hf.Tensor) (hf.Tensor, bool) { return x, true }, hf.Floats("lm_head.weight", []int{3}, []float32{1, 2, 3}))
+	got, _ := merge(t, a, openBase(t, dir), MergedOptions{})
+	want, _ := merge(t, a, openBase(t, mergeTied), MergedOptions{})
+	x, _ := openBase(t, got).Tensor("lm_head.weight")
+	y, _ := openBase(t, want).Tensor("lm_head.weight")
+	if !slices.Equal(x.Shape, y.Shape) || !bytes.Equal(x.Data, y.Data) {
+		t.Errorf("the head is %v, wanted %v", x.Shape, y.Shape)
+	}
 }
 
 // TestMergedOptions: the head left out, types converted, and products by a device.
