@@ -417,7 +417,7 @@ func TestMergedReplaces(t *testing.T) {
 	}
 	fails(t, "its own base", again(t, dir, x, a), api.BadRequest, "it is the base's own folder")
 	fails(t, "a file", x.Write(ctx, filepath.Join(mergeFrom, "config.json"), WriteOptions{Replace: true}), api.BadRequest)
-	fails(t, "the base", x.Write(ctx, mergeFrom, WriteOptions{Replace: true}), api.BadRequest, "and no "+mergedManifest)
+	fails(t, "another model", x.Write(ctx, mergeTied, WriteOptions{Replace: true}), api.BadRequest, "and no "+mergedManifest)
 }
 
 // again merges a into what x writes to dir, and writes the result there.
