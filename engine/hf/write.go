@@ -131,7 +131,7 @@ func layOut(tensors []Source, metadata map[string]string) (*fileLayout, error) {
 		if err := member(t.Name, entry); err != nil {
 			return nil, err
 		}
-		if at += size; at > math.MaxInt64 {
+		if at += size; at > math.MaxInt64-(maxHeader+8) {
 			return nil, bad("tensor %s: the file is too large", quote(t.Name))
 		}
 	}

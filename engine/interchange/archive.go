@@ -47,7 +47,7 @@ const stateVersion = 1
 func WriteArchive(ctx context.Context, w io.Writer, r api.CheckpointReader, o ArchiveOptions) error {
 	p, err := planArchive(r, o)
 	if err == nil {
-		err = p.writeTo(ctx, w, func(int) {})
+		err = p.writeTo(ctx, w, newProgress(WriteOptions{Progress: func(int64, int64) {}}, 0))
 	}
 	if err != nil && ctx.Err() != nil {
 		return api.Errorf(api.Cancelled, "archive of %v: %w", r.Checkpoint().Path, context.Cause(ctx))
@@ -159,7 +159,7 @@ func (e *entry) header() *tar.Header {
 	return &tar.Header{Typeflag: tar.TypeReg, Name: e.name, Size: e.size, Mode: 0o644, ModTime: time.Unix(0, 0)}
 }
 
-func (p *archive) writeTo(ctx context.Context, w io.Writer, done func(int)) error {
+func (p *archive) writeTo(ctx context.Context, w io.Writer, count *progress) error {
 	t := tar.NewWriter(w)
 	for i := range p.entries {
 		e := &p.entries[i]
@@ -179,7 +179,7 @@ func (p *archive) writeTo(ctx context.Context, w io.Writer, done func(int)) erro
 				if err := p.r.Read(ctx, e.from[j].Name, data); err != nil {
 					return err
 				}
-				return put(ctx, w, data, done)
+				return put(ctx, w, data, count)
 			}
 			tensors[j] = s
 		}
@@ -197,10 +197,10 @@ func (p *archive) writeFile(ctx context.Context, path string, o WriteOptions) er
 			tensors += 4 * int64(length(t))
 		}
 	}
-	done := progress(o, 2*tensors)
-	write := func(w io.Writer) error { return p.writeTo(ctx, w, done) }
+	count := newProgress(o, 2*tensors)
+	write := func(w io.Writer) error { return p.writeTo(ctx, w, count) }
 	return disk.WriteFile(o.disk, path, o.Replace, write, func(staged string) error {
-		if err := p.compare(ctx, staged, done); err != nil {
+		if err := p.compare(ctx, staged, count); err != nil {
 			return fmt.Errorf("reading it again: %w", err)
 		}
 		return nil
@@ -208,7 +208,7 @@ func (p *archive) writeFile(ctx context.Context, path string, o WriteOptions) er
 }
 
 // compare opens the archive as a foreign one and compares every tensor.
-func (p *archive) compare(ctx context.Context, path string, done func(int)) error {
+func (p *archive) compare(ctx context.Context, path string, count *progress) error {
 	s, err := OpenArchive(ctx, path, ReadOptions{MaxBytes: p.size})
 	if err != nil {
 		return err
@@ -225,7 +225,7 @@ func (p *archive) compare(ctx context.Context, path string, done func(int)) erro
 				return api.Errorf(api.DataLoss, "tensor %s is not what was written", t.Name)
 			}
 			n++
-			done(len(want))
+			count.add(int64(len(want)))
 		}
 	}
 	if have := len(s.factors) + len(s.moments); have != n {

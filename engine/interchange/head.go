@@ -48,7 +48,7 @@ func foldHead(a *Adapter, base *hf.Checkpoint) (*foldedHead, error) {
 }
 
 // write writes the rows.
-func (h *foldedHead) write(ctx context.Context, w io.Writer, done func(int)) error {
+func (h *foldedHead) write(ctx context.Context, w io.Writer, count *progress) error {
 	fa, err := h.a.Floats(ctx, h.fa)
 	if err != nil {
 		return err
@@ -87,7 +87,7 @@ func (h *foldedHead) write(ctx context.Context, w io.Writer, done func(int)) err
 				binary.LittleEndian.PutUint32(out[4*i:], math.Float32bits(f))
 			}
 		}
-		if err := put(ctx, w, out, done); err != nil {
+		if err := put(ctx, w, out, count); err != nil {
 			return err
 		}
 	}

@@ -145,7 +145,7 @@ func (p *peftFolder) write(ctx context.Context, dir string, o WriteOptions) erro
 	if p.head != nil {
 		size += int64(len(p.head.weight.Data))
 	}
-	done := progress(o, 2*size)
+	count := newProgress(o, 2*size)
 	out := p.out
 	out.Tensors = slices.Clone(p.out.Tensors)
 	for i := range out.Tensors {
@@ -156,18 +156,18 @@ func (p *peftFolder) write(ctx context.Context, dir string, o WriteOptions) erro
 				err = finite(t.Name, data)
 			}
 			if err == nil {
-				err = put(ctx, w, data, done)
+				err = put(ctx, w, data, count)
 			}
 			return err
 		}
 	}
 	if p.head != nil {
 		s := p.out.Saved[head]
-		s.Write = func(w io.Writer) error { return p.head.write(ctx, w, done) }
+		s.Write = func(w io.Writer) error { return p.head.write(ctx, w, count) }
 		out.Saved = map[string]hf.Source{head: s}
 	}
 	return hf.WriteAdapterTo(o.disk, dir, &out, o.Replace, func(staged string) error {
-		err := p.compare(ctx, staged, done)
+		err := p.compare(ctx, staged, count)
 		if err != nil {
 			return fmt.Errorf("reading it again: %w", err)
 		}
@@ -176,7 +176,7 @@ func (p *peftFolder) write(ctx context.Context, dir string, o WriteOptions) erro
 }
 
 // compare reads the folder again and compares every byte of every tensor.
-func (p *peftFolder) compare(ctx context.Context, dir string, done func(int)) error {
+func (p *peftFolder) compare(ctx context.Context, dir string, count *progress) error {
 	want, err := p.out.ConfigText()
 	if err != nil {
 		return err
@@ -215,7 +215,7 @@ func (p *peftFolder) compare(ctx context.Context, dir string, done func(int)) er
 		}
 		delete(read, t.Name)
 		f.Release(got)
-		done(len(want))
+		count.add(int64(len(want)))
 	}
 	if p.head != nil {
 		name := peftRoot + head + ".weight"
@@ -224,7 +224,7 @@ func (p *peftFolder) compare(ctx context.Context, dir string, done func(int)) er
 			return api.Errorf(api.DataLoss, "tensor %s is not what was written", name)
 		}
 		delete(read, name)
-		done(len(got.Data))
+		count.add(int64(len(got.Data)))
 	}
 	for name := range read {
 		return api.Errorf(api.DataLoss, "tensor %s was not written", clip(name))

@@ -9,17 +9,23 @@ import (
 	"tinkerlocal/engine/api"
 )
 
-// progress returns what counts bytes for o.Progress.
-func progress(o WriteOptions, total int64) func(n int) {
-	var done int64
-	return func(n int) {
-		done += int64(n)
-		o.Progress(min(done, total), total)
-	}
+// progress counts bytes, of writing and comparing together. One goroutine uses it.
+type progress struct {
+	done, total int64
+	tell        func(done, total int64)
+}
+
+func newProgress(o WriteOptions, total int64) *progress {
+	return &progress{total: total, tell: o.Progress}
+}
+
+func (p *progress) add(n int64) {
+	p.done += n
+	p.tell(min(p.done, p.total), p.total)
 }
 
 // put writes data a piece at a time, so that a cancelled write ends soon.
-func put(ctx context.Context, w io.Writer, data []byte, done func(n int)) error {
+func put(ctx context.Context, w io.Writer, data []byte, p *progress) error {
 	const piece = 1 << 20
 	for len(data) > 0 {
 		if err := ctx.Err(); err != nil {
@@ -29,7 +35,7 @@ func put(ctx context.Context, w io.Writer, data []byte, done func(n int)) error 
 		if err != nil {
 			return err
 		}
-		done(n)
+		p.add(int64(n))
 		data = data[n:]
 	}
 	return nil
@@ -43,4 +49,20 @@ func finite(name string, data []byte) error {
 		}
 	}
 	return nil
+}
+
+// countingWriter counts what is written, and ends when ctx does.
+type countingWriter struct {
+	ctx context.Context
+	w   io.Writer
+	p   *progress
+}
+
+func (c countingWriter) Write(b []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := c.w.Write(b)
+	c.p.add(int64(n))
+	return n, err
 }

@@ -30,7 +30,9 @@ type LossPlugin struct {
 }
 
 // isFile tells the file of a module from a plugin's name.
-func isFile(what string) bool { return strings.HasSuffix(what, ".wasm") || strings.ContainsAny(what, `/\`) }
+func isFile(what string) bool {
+	return strings.HasSuffix(what, ".wasm") || strings.ContainsAny(what, `/\`)
+}
 
 // maxModule is more than a host takes; it refuses what is larger than its limit by itself.
 const maxModule = 64 << 20
