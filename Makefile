@@ -32,7 +32,7 @@ BENCH_COUNT  ?= 6
 
 say = @printf '== %s\n'
 
-.PHONY: help build run test check soak bench gpu-check clean \
+.PHONY: help build run test check soak bench gpu-check losses clean \
         check-format check-vet check-staticcheck check-walls check-build check-cross check-generated check-tidy
 
 help: ## print this list
@@ -110,6 +110,11 @@ bench: ## run the Go benchmarks; writes benchmarks/results/ with machine, commit
 
 gpu-check: ## run what needs a CUDA device; fails, saying why, where there is none
 	$(PYTHON) benchmarks/gpu_check.py
+
+losses: ## build the bundled loss plugins from their sources (needs clang-14 and lld-14)
+	@mkdir -p build
+	plugins/losses/build.sh > build/SHA256SUMS
+	@mv build/SHA256SUMS plugins/losses/SHA256SUMS && cat plugins/losses/SHA256SUMS
 
 clean: ## remove bin/ and build/
 	rm -rf bin build

@@ -7,7 +7,7 @@ require (
 	github.com/dlclark/regexp2 v1.12.0 // engine/token: tokenizer.json splitting patterns need look-ahead, which package regexp lacks
 	github.com/guptarohit/asciigraph v0.10.0 // loss curve in the terminal
 	github.com/jedib0t/go-pretty/v6 v6.8.3 // tables of the model commands
-	github.com/klauspost/compress v1.20.3 // store: zstd of checkpoints
+	github.com/klauspost/compress v1.20.3 // store, engine/interchange: zstd of checkpoints and archives
 	github.com/mmcloughlin/avo v0.5.0 // writes the AVX2 kernels at go generate
 	github.com/schollz/progressbar/v3 v3.19.1 // progress bar of long commands
 	github.com/spf13/cobra v1.10.2 // commands, flags, help

@@ -104,18 +104,19 @@ func (m *Meta) datum(d api.Datum) (dims [2]uint32, err error) {
 // twoDims are a tensor's dimensions as the ABI has them: one dimension is [T, 1].
 func twoDims(t api.TensorData) (dims [2]uint32, err error) {
 	shape := t.Dims()
-	d, n := [2]int{1, 1}, 1
+	dims = [2]uint32{1, 1}
+	n := int64(1)
 	for i, v := range shape {
-		if i > 1 || v < 0 || v > t.Len() {
-			return dims, fmt.Errorf("shape %v, wanted one or two dimensions that hold its %d values", shape, t.Len())
+		if i > 1 || v < 0 || v > 1<<28 {
+			return dims, fmt.Errorf("shape %v, wanted one or two dimensions", shape)
 		}
-		d[i] = v
-		n *= v
+		dims[i] = uint32(v)
+		n *= int64(v)
 	}
-	if n != t.Len() {
+	if n != int64(t.Len()) {
 		return dims, fmt.Errorf("shape %v, but holds %d values", shape, t.Len())
 	}
-	return [2]uint32{uint32(d[0]), uint32(d[1])}, nil
+	return dims, nil
 }
 
 // accepts says what is wrong with a tensor, as the rest of a sentence that begins with its name.

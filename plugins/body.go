@@ -9,6 +9,8 @@ type body struct {
 	instrs  int
 	calls   bool // it calls functions of the module, directly or by a table
 	charges []int
+	heads   int // charges at its start and loops' heads
+	paid    int // charges
 	weight  int
 }
 
@@ -50,7 +52,7 @@ func (m *module) scanBody(r *reader, index int) (b body, err error) {
 	segments := []segment{{region: 0}}
 	heads := []int{0} // of each region, its first segment
 	regions := []int{0}
-	depth, values := 0, 0
+	depth, values, joins := 0, 0, 0
 	loops := []bool{false} // of each open block, whether it is a loop
 	begin := func() { segments = append(segments, segment{region: regions[len(regions)-1]}) }
 	for depth >= 0 && r.err == nil {
@@ -72,7 +74,11 @@ func (m *module) scanBody(r *reader, index int) (b body, err error) {
 			}
 			b.calls = true
 		case opBrTable:
-			values += in.arity
+			joins += in.arity
+		case opMisc:
+			if in.sub >= miscMemoryInit {
+				joins += 3 // their bounds, and loops that copy
+			}
 		}
 		segments[len(segments)-1].cost += cost
 		switch in.op {
@@ -106,10 +112,16 @@ func (m *module) scanBody(r *reader, index int) (b body, err error) {
 	if err := r.end("the code"); err != nil {
 		return b, err
 	}
-	b.charges = charges(segments, heads)
-	b.weight = weigh(b.instrs+values, len(segments), int(b.locals))
+	b.charges, b.heads = charges(segments, heads), len(heads)
+	for _, c := range b.charges {
+		if c > 0 {
+			b.paid++
+		}
+	}
+	joins += len(segments)
+	b.weight = weigh(b.instrs+values, joins, int(b.locals))
 	if b.weight > maxFuncWeight {
-		r.fail("too much to compile: %d instructions, %d joins, %d locals", b.instrs, len(segments), b.locals)
+		r.fail("too much to compile: %d instructions, %d joins, %d locals", b.instrs, joins, b.locals)
 	}
 	return b, r.err
 }
@@ -137,8 +149,9 @@ func charges(segments []segment, heads []int) []int {
 	return out
 }
 
-// weigh is what a function costs to compile, in instructions.
-func weigh(instrs, joins, locals int) int { return instrs + joins*locals/16 }
+// weigh is what a function costs to compile, in instructions. Both terms of joins were measured: wazero looks at each
+// block for each other one, and keeps locals apart at each join.
+func weigh(instrs, joins, locals int) int { return instrs + joins*locals/16 + joins*joins/512 }
 
 // frame is what a call of the function takes of the depth: at most about a thousand calls are open at a time, fewer when
 // their frames are large. (Frames hold locals and values that are alive across calls.)

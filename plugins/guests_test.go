@@ -58,7 +58,7 @@ func dpo() *guest {
 	const (
 		spans, lp, w, ref, out, n, at, pairs = 2, 3, 4, 5, 6, 7, 8, 9
 		sum, margin, loss, slope, scale      = 10, 11, 12, 13, 14
-		acc                                  = 15
+		acc, margins                         = 15, 16
 	)
 	span := func(datum, field int) []byte { return join(get(spans), mem(i32Load, spanSize*datum+field)) }
 	// Points the four columns' addresses at a datum and n at its end, in bytes.
@@ -102,7 +102,8 @@ func dpo() *guest {
 		columnSpans(0, spans), get(0), mem(i32Load, offDatums), ic(1), op(i32ShrU), set(pairs),
 		blk(lop(
 			get(pairs), op(i32Eqz), brIf(1),
-			sumOf(0), get(sum), set(margin), sumOf(1), get(margin), get(sum), op(f64Sub), beta, op(f64Mul), set(margin),
+			sumOf(0), get(sum), set(margin), sumOf(1), get(margin), get(sum), op(f64Sub), beta, op(f64Mul), tee(margin),
+			get(margins), op(f64Add), set(margins),
 			get(loss), dc(0.6931471805599453), op(f64Add), get(margin), dc(0.5), op(f64Mul), op(f64Sub),
 			get(margin), get(margin), op(f64Mul), dc(0.125), op(f64Mul), op(f64Add), set(loss),
 			// slope = -(dp/dm) beta / pairs = (1/2 - m/4) beta * 2 / batch_datums
@@ -112,9 +113,9 @@ func dpo() *guest {
 			get(scale), op(f32Neg), set(scale), weightsOf(1),
 			step(spans, 2*spanSize), step(pairs, -1), br(0))),
 		get(0), get(loss), dc(2), op(f64Mul), get(0), mem(i32Load, offBatchDatums), op(0xb8), op(f64Div), mem(f64Store, offOutLoss),
-		oneMetric(len("dpo/margin:mean"), at, get(margin)),
+		oneMetric(len("dpo/margin:mean"), at, get(margins), dc(2), op(f64Mul), get(0), mem(i32Load, offDatums), op(0xb8), op(f64Div)),
 		ic(0))
-	g.locals = i32 + i32 + i32 + i32 + i32 + i32 + i32 + i32 + f64 + f64 + f64 + f64 + f32 + "\x7b"
+	g.locals = i32 + i32 + i32 + i32 + i32 + i32 + i32 + i32 + f64 + f64 + f64 + f64 + f32 + "\x7b" + f64
 	g.segment(512, []byte("dpo/margin:mean"))
 	return g
 }

@@ -17,8 +17,8 @@ type Limits struct {
 	RequestBytes int
 
 	// FuelBase and FuelPerElement are what a call may execute, in units of about one simple instruction: the sum of the base and of
-	// the per-element fuel for each log-probability and datum in it. Defaults 100 million, some 0.1 s, and 5000; a
-	// clipped policy loss in Go takes about 1000, in C 150.
+	// the per-element fuel for each log-probability and datum in it. Defaults 30 million, some 0.05 s, and 4000; a
+	// clipped policy loss in Go takes 1500, one in C 150, and the start of a Go program 2 million.
 	FuelBase, FuelPerElement int64
 
 	// CallTime bounds one evaluation by the clock. Default 30 s. Fuel ends most of what goes wrong long before.
@@ -51,10 +51,10 @@ func (l Limits) withDefaults() Limits {
 	set(&l.Calls, runtime.GOMAXPROCS(0))
 	set(&l.Modules, 64)
 	if l.FuelBase <= 0 {
-		l.FuelBase = 100e6
+		l.FuelBase = 30e6
 	}
 	if l.FuelPerElement <= 0 {
-		l.FuelPerElement = 5000
+		l.FuelPerElement = 4000
 	}
 	if l.CallTime <= 0 {
 		l.CallTime = 30 * time.Second

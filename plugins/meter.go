@@ -21,33 +21,44 @@ const (
 // slice is the most fuel that is given out at once: some 0.1 ms.
 const slice = 256 << 10
 
-var meterType = signature{i64 + i64, i64}
+var (
+	meterType = signature{i64 + i64, i64}
+	payType   = signature{i64, ""}
+)
+
+// inlined is how many charges a function may have before those that are not at its start or a loop's head become calls of a
+// function that charges. An inlined charge is two instructions' time, but it adds blocks to the function, and the compiler's time grows with
+// the square of their number.
+const inlined = 48
 
 // rewriter writes one module.
 type rewriter struct {
 	m           *module
 	fuel, depth uint32 // globals
-	meter       uint32 // function
+	meter, pay  uint32 // functions: the imported one, and one that takes its argument from the fuel
 }
 
 // rewrite returns the metered binary.
 func (m *module) rewrite() []byte {
 	w := rewriter{m: m, fuel: uint32(m.globals), depth: uint32(m.globals) + 1, meter: uint32(len(m.imports))}
+	w.pay = w.meter + 1 + uint32(len(m.funcs))
 	out := []byte("\x00asm\x01\x00\x00\x00")
 
-	types := append(appendU32(nil, uint32(len(m.types))+1), m.rawTypes...)
-	types = append(types, 0x60)
-	types = appendName(appendName(types, meterType.params), meterType.results)
+	types := append(appendU32(nil, uint32(len(m.types))+2), m.rawTypes...)
+	for _, t := range []signature{meterType, payType} {
+		types = appendName(appendName(append(types, 0x60), t.params), t.results)
+	}
 	out = appendSection(out, secType, types)
 
 	imports := append(appendU32(nil, uint32(len(m.imports))+1), m.rawImps...)
 	imports = appendName(appendName(imports, meterModule), meterName)
 	out = appendSection(out, secImport, appendU32(append(imports, 0), uint32(len(m.types))))
 
-	funcs := appendU32(nil, uint32(len(m.funcs)))
+	funcs := appendU32(nil, uint32(len(m.funcs))+1)
 	for _, t := range m.funcs {
 		funcs = appendU32(funcs, t)
 	}
+	funcs = appendU32(funcs, uint32(len(m.types))+1)
 	out = appendSection(out, secFunction, funcs)
 
 	tables := appendU32(nil, uint32(len(m.tables)))
@@ -74,10 +85,11 @@ func (m *module) rewrite() []byte {
 	if m.dataSegs != nil {
 		out = appendSection(out, secDataCount, m.dataSegs)
 	}
-	code := appendU32(nil, uint32(len(m.bodies)))
+	code := appendU32(nil, uint32(len(m.bodies))+1)
 	for i := range m.bodies {
-		code = appendSized(code, w.body(&m.bodies[i], i))
+		code = appendSized(code, w.body(&m.bodies[i]))
 	}
+	code = appendSized(code, w.payBody())
 	out = appendSection(out, secCode, code)
 	if m.data != nil {
 		out = appendSection(out, secData, m.data)
@@ -85,11 +97,11 @@ func (m *module) rewrite() []byte {
 	return out
 }
 
-// exports keeps those of the ABI and adds the fuel.
+// exports keeps them, since they declare what ref.func may name, but for one of the fuel's name, and adds the fuel.
 func (w *rewriter) exports() []byte {
 	b, n := []byte(nil), uint32(1)
 	for _, e := range w.m.exports {
-		if _, known := abiExports[e.name]; !known {
+		if e.name == fuelExport {
 			continue
 		}
 		if e.kind == 0 {
@@ -117,7 +129,14 @@ type writer struct {
 	base uint32 // of the added locals
 }
 
-func (w *rewriter) body(f *body, index int) []byte {
+// payBody is the function that charges its argument.
+func (w *rewriter) payBody() []byte {
+	c := writer{rewriter: *w, base: 1, b: []byte{1, 1, i64[0]}}
+	c.charge(func() { c.b = append(c.b, opLocalGet, 0) })
+	return append(c.b, opEnd)
+}
+
+func (w *rewriter) body(f *body) []byte {
 	c := writer{rewriter: *w, base: f.locals}
 	c.b = append(appendU32(nil, f.nGroups+2), f.groups...)
 	c.b = append(c.b, 2, i64[0], 2, i32[0])
@@ -127,12 +146,20 @@ func (w *rewriter) body(f *body, index int) []byte {
 	} else {
 		c.charge(func() { c.constant(int64(f.charges[0])) })
 	}
+	few := f.heads <= inlined // loops' heads, at most
+	all := f.paid <= inlined
 	r := &reader{b: f.code}
 	segment, open := 0, 0
 	skip := 0 // open blocks since the code became unreachable, plus one; 0: it is reachable
-	begin := func() {
-		if segment++; skip == 0 && f.charges[segment] > 0 {
-			c.charge(func() { c.constant(int64(f.charges[segment])) })
+	begin := func(inline bool) {
+		segment++
+		switch cost := int64(f.charges[segment]); {
+		case skip > 0 || cost == 0:
+		case inline:
+			c.charge(func() { c.constant(cost) })
+		default:
+			c.constant(cost)
+			c.b = appendU32(append(c.b, opCall), c.pay)
 		}
 	}
 	for r.at < len(r.b) {
@@ -147,7 +174,7 @@ func (w *rewriter) body(f *body, index int) []byte {
 			}
 			c.b = append(c.b, raw...)
 			if in.op != opBlock {
-				begin()
+				begin(all || few && in.op == opLoop)
 			}
 		case opElse, opEnd:
 			if in.op == opEnd {
@@ -158,11 +185,11 @@ func (w *rewriter) body(f *body, index int) []byte {
 				skip--
 			}
 			if open >= 0 {
-				begin()
+				begin(all)
 			}
 		case opBrIf:
 			c.b = append(c.b, raw...)
-			begin()
+			begin(all)
 		case opBr, opBrTable, opReturn, opUnreachable:
 			c.b = append(c.b, raw...)
 			if skip == 0 {
@@ -192,8 +219,8 @@ func (w *rewriter) body(f *body, index int) []byte {
 // key finds an instruction in a table by its opcode.
 func (in instruction) key() uint32 { return uint32(in.op)<<16 | in.sub }
 
-// length says how an instruction's last operand, a count, is charged: a unit for 16 bytes. What grows is paid for afterwards, and only
-// if it did.
+// length says how an instruction's last operand, a count, is charged: a unit for 16 bytes that are moved, and one for each byte of
+// new memory, which the system has to find and to clear. What grows is paid for afterwards, and only if it did.
 type length struct {
 	set         bool
 	grows       bool
@@ -201,7 +228,7 @@ type length struct {
 }
 
 var lengths = map[uint32]length{
-	opMemoryGrow << 16:          {set: true, grows: true, left: 12},
+	opMemoryGrow << 16:          {set: true, grows: true, left: 16},
 	opMisc<<16 | miscMemoryInit: {set: true, right: 4},
 	opMisc<<16 | miscMemoryCopy: {set: true, right: 4},
 	opMisc<<16 | miscMemoryFill: {set: true, right: 4},
@@ -217,21 +244,20 @@ func (c *writer) metered(raw []byte, l length) {
 		c.b = append(c.b, raw...)
 		c.local(opLocalTee, localResult)
 	}
-	c.charge(func() {
-		c.local(opLocalGet, localLen)
-		c.b = append(c.b, opI64ExtendI32)
-		if l.left > 0 {
-			c.constant(l.left)
-			c.b = append(c.b, opI64Shl)
-		} else {
-			c.constant(l.right)
-			c.b = append(c.b, opI64ShrU)
-		}
-		if l.grows {
-			c.local(opLocalGet, localResult)
-			c.b = append(appendS64(append(c.b, opI32Const), -1), opI32Ne, opI64ExtendI32, opI64Mul)
-		}
-	})
+	c.local(opLocalGet, localLen)
+	c.b = append(c.b, opI64ExtendI32)
+	if l.left > 0 {
+		c.constant(l.left)
+		c.b = append(c.b, opI64Shl)
+	} else {
+		c.constant(l.right)
+		c.b = append(c.b, opI64ShrU)
+	}
+	if l.grows {
+		c.local(opLocalGet, localResult)
+		c.b = append(appendS64(append(c.b, opI32Const), -1), opI32Ne, opI64ExtendI32, opI64Mul)
+	}
+	c.b = appendU32(append(c.b, opCall), c.pay)
 	if !l.grows {
 		c.b = append(c.b, raw...)
 	}

@@ -24,6 +24,8 @@ type Module struct {
 	report   Report
 	partial  bool // its weights for a datum depend on that datum alone
 	refs     int  // guarded by host.mu
+
+	tookOptional bool // the self-test's batch had optional inputs
 }
 
 // Meta is what the module says about itself. Do not change it.

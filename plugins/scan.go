@@ -19,15 +19,15 @@ const (
 	maxElements = 100_000 // in all tables, now and grown
 	maxGlobals  = 10_000
 	maxExports  = 10_000
-	maxSegments = 10_000
+	maxSegments = 100_000 // Go makes one of each run of bytes without zeros
 	maxNesting  = 1_000
 	maxLocals   = 10_000
 	maxBody     = 256 << 10 // bytes of one function
 
 	// The compiler's time and memory grow with a function's instructions, and with its joins times its locals, for each
 	// of which it may keep a value. Both together are a function's weight; see weigh.
-	maxFuncWeight   = 250_000
-	maxModuleWeight = 4_000_000
+	maxFuncWeight   = 60_000
+	maxModuleWeight = 1_500_000
 )
 
 // Sections of a binary, by id; their order is that of sectionOrder.
@@ -393,7 +393,7 @@ func (m *module) scanCode(s *reader) {
 		}
 		b, err := m.scanBody(c, i)
 		if err != nil {
-			s.fail("function %d: %w", i+len(m.imports), err)
+			s.err = fmt.Errorf("function %d: %w", i+len(m.imports), err)
 			return
 		}
 		if m.weight += b.weight; m.weight > maxModuleWeight {

@@ -180,7 +180,7 @@ type guest struct {
 	*assembler
 	meta     string
 	version  []byte // code of each export
-	describe []byte
+	describe []byte // nil: the metadata
 	alloc    []byte
 	call     []byte // locals: 0 request, 1 length, then callLocals
 	locals   string
@@ -192,8 +192,7 @@ const heap = 64 << 10
 func newGuest(meta string, call ...[]byte) *guest {
 	return &guest{
 		assembler: newAssembler(2), meta: meta,
-		version:  ic(abiMajor<<16 | abiMinor),
-		describe: lc(1024<<32 | int64(len(meta))),
+		version: ic(abiMajor<<16 | abiMinor),
 		alloc: join( // grow to heap + size, or answer 0
 			get(0), ic(heap+65535), op(i32Add), ic(16), op(i32ShrU), op(0x3f, 0), op(i32Sub), tee(0),
 			ic(0), op(0x4a), // gt_s
@@ -205,6 +204,9 @@ func newGuest(meta string, call ...[]byte) *guest {
 
 func (g *guest) build() []byte {
 	g.segment(1024, []byte(g.meta))
+	if g.describe == nil {
+		g.describe = lc(1024<<32 | int64(len(g.meta)))
+	}
 	g.export(exportVersion, g.fn("", i32, "", g.version))
 	g.export(exportDescribe, g.fn("", i64, "", g.describe))
 	g.export(exportAlloc, g.fn(i32, i32, "", g.alloc))

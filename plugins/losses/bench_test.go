@@ -8,7 +8,7 @@ import (
 
 // BenchmarkCall times a call with the copies into and out of the module: datums of 500 tokens.
 func BenchmarkCall(b *testing.B) {
-	for _, name := range []string{"dpo", "bradley_terry", "kto", "grpo", "gspo", "ppo"} {
+	for _, name := range []string{"dpo", "bradley_terry", "kto", "grpo", "gspo", "topk_distillation", "ppo"} {
 		for _, tokens := range []int{32_000, 1_000_000} {
 			b.Run(fmt.Sprint(name, "/", tokens), func(b *testing.B) {
 				m := load(b, all(b)[name])
@@ -23,8 +23,13 @@ func BenchmarkCall(b *testing.B) {
 					}
 					data = append(data, datum{dims: [2]int{500, 1}, logprobs: x(-2, 1).floats, inputs: map[string]tensor{
 						"weights": x(1, 0), "ref_logprobs": x(-2.1, 1), "logprobs": x(-2.1, 1), "advantages": x(-1, 2),
-						"label": {ints: []int64{int64(i % 2)}}, "group": {ints: []int64{int64(i / 4)}}, "reward": {floats: []float32{float32(i % 3)}},
+						"teacher_logprobs": x(-2.1, 1), "label": {ints: []int64{int64(i % 2)}}, "group": {ints: []int64{int64(i / 4)}}, "reward": {floats: []float32{float32(i % 3)}},
 					}})
+				}
+				if name == "topk_distillation" {
+					for i := range data {
+						data[i].dims = [2]int{25, 20}
+					}
 				}
 				req := m.encode(b, batch{data: data})
 				b.SetBytes(int64(len(req)))

@@ -11,6 +11,7 @@ import (
 
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
+	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
 )
 
 // This file runs modules for the tests of this package: it lays out a request as section 4 of the ABI says and reads the answer. It has no limits.
@@ -73,7 +74,22 @@ func load(t testing.TB, wasm []byte) *module {
 	ctx := context.Background()
 	rt := wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfig().WithMemoryLimitPages(4096))
 	t.Cleanup(func() { rt.Close(ctx) })
-	mod, err := rt.InstantiateWithConfig(ctx, wasm, wazero.NewModuleConfig().WithStartFunctions())
+	wasi_snapshot_preview1.MustInstantiate(ctx, rt) // Go guests
+	for _, host := range []struct {
+		module string
+		abort  any
+	}{
+		{"env", func(_, _, _, _ uint32) { panic("abort") }},
+		{"loss_host", func(_ context.Context, m api.Module, at, n uint32) {
+			text, _ := m.Memory().Read(at, n)
+			panic(string(text))
+		}},
+	} {
+		if _, err := rt.NewHostModuleBuilder(host.module).NewFunctionBuilder().WithFunc(host.abort).Export("abort").Instantiate(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mod, err := rt.InstantiateWithConfig(ctx, wasm, wazero.NewModuleConfig().WithStartFunctions("_initialize"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -56,12 +56,16 @@ static int32_t grpo(tl_request *r) {
     spread += std;
     any_ref |= p != nullptr;
 
-    const float *lp = tl_logprobs(r, d);
-    tl::Sums s = tl::tokens(r, d, w, share, [&](auto t, auto q, auto p) {
+    if (!q) q = tl_logprobs(r, d); /* an input: held constant */
+    auto clipped_ratio = [=](auto t, auto q) {
       auto ratio = exp(t - q), free = ratio * advantage, held = clamp(ratio, low, high) * advantage;
+      return each(-min(free, held), less(held, free), q - q);
+    };
+    tl::Sums s = !p ? tl::tokens(r, d, w, share, clipped_ratio, q) : tl::tokens(r, d, w, share, [=](auto t, auto q, auto p) {
       auto away = p - t, k = expm1(away) - away;
-      return each(beta * k - min(free, held), less(held, free), k.value());
-    }, q ? q : lp, p ? p : lp);
+      auto e = clipped_ratio(t, q);
+      return each(e.loss + beta * k, e.a, k.value());
+    }, q, p);
     sum += s.loss;
     clipped += s.a / tl_max(length[d], 1);
     kl += s.b / tl_max(length[d], 1);

@@ -12,60 +12,64 @@
 
 enum { FORWARD, REVERSE };
 
-/* log_sum is log(sum exp(x)) over the candidates that exist. */
-static double log_sum(const float *x, const float *w, uint32_t k) {
+/* shares writes each candidate's share of the candidates' probability, exp(x) / sum exp(x), and returns the log of that sum; a candidate
+ * of weight 0 has none. share has room for k + 1. */
+static double shares(const float *x, const float *w, uint32_t k, double *share) {
   double top = -__builtin_inf(), sum = 0;
-  for (uint32_t j = 0; j < k; j++)
-    if (!w || w[j] != 0) top = tl_max(top, x[j]);
-  if (top == -__builtin_inf()) return top;
-  for (uint32_t j = 0; j < k; j++)
-    if (!w || w[j] != 0) sum += tl_exp(x[j] - top);
+  for (uint32_t j = 0; j < k; j++) {
+    share[j] = !w || w[j] != 0 ? x[j] : -__builtin_inf();
+    top = tl_max(top, share[j]);
+  }
+  if (top == -__builtin_inf()) return top; /* no candidate */
+  for (uint32_t j = 0; j < k; j += 2) {
+    tl_f64x2 e = tl_exp_2((tl_f64x2){share[j], share[j + 1]} - top);
+    share[j] = e[0];
+    share[j + 1] = e[1];
+  }
+  for (uint32_t j = 0; j < k; j++) sum += share[j];
+  for (uint32_t j = 0; j < k; j++) share[j] /= sum;
   return top + tl_log(sum);
-}
-
-/* row adds up one position and writes its weights. lp and lt are normalisers, log of the sums of q and p (0 if raw).
- * With s = lp_j - lp: dL/dlp_j = direct_j - renormalize * q_j * sum direct, direct_j what a q_j that stands alone gets. */
-static double row(const float *q, const float *p, const float *w, uint32_t k, int reverse, int renormalize, double lq, double lt, float *out) {
-  double sum = 0, total = 0;
-  for (int pass = 0; pass < 1 + renormalize; pass++)
-    for (uint32_t j = 0; j < k; j++) {
-      double v = w ? w[j] : 1;
-      if (v == 0) continue;
-      double a = q[j] - lq, b = p[j] - lt, direct, value;
-      if (reverse) {
-        double e = tl_exp(a);
-        value = e == 0 ? 0 : v * e * (a - b);
-        direct = value + v * e;
-      } else {
-        double e = tl_exp(b);
-        value = e == 0 ? 0 : v * e * (b - a);
-        direct = -v * e;
-      }
-      if (pass == 0) {
-        sum += value;
-        total += direct;
-      }
-      out[j] = (float)-(renormalize ? direct - tl_exp(a) * total : direct);
-    }
-  return sum;
 }
 
 static int32_t topk_distillation(tl_request *r) {
   const tl_column *teacher = tl_find(r, "teacher_logprobs"), *weights = tl_find(r, "weights");
   int reverse = tl_param(r, 0) == REVERSE, renormalize = tl_param(r, 1) != 0;
+  uint32_t most = 0;
+  for (uint32_t d = 0; d < r->n_datums; d++) most = tl_tokens(r, d).dim1 > most ? tl_tokens(r, d).dim1 : most;
+  double *q = (double *)tl_scratch(8 * ((size_t)most + 1)), *p = (double *)tl_scratch(8 * ((size_t)most + 1));
+  if (!q || !p) return tl_fail(r, TL_INTERNAL, "out of memory");
+
   double sum = 0, mass[2] = {0, 0};
   for (uint32_t d = 0; d < r->n_datums; d++) {
     tl_span s = tl_tokens(r, d);
-    const float *q = tl_logprobs(r, d), *p = tl_f32(r, teacher, d), *w = tl_f32(r, weights, d);
+    uint32_t k = s.dim1;
+    const float *lq = tl_logprobs(r, d), *lp = tl_f32(r, teacher, d), *w = tl_f32(r, weights, d);
     float *out = tl_out(r, d);
     double rows = 0, here[2] = {0, 0};
-    for (uint32_t t = 0; t < s.dim0; t++, q += s.dim1, p += s.dim1, out += s.dim1, w = w ? w + s.dim1 : w) {
-      double lq = log_sum(q, w, s.dim1), lt = log_sum(p, w, s.dim1);
-      if (lq == -__builtin_inf() && lt == lq) continue; /* no candidate */
-      sum += row(q, p, w, s.dim1, reverse, renormalize, renormalize ? lq : 0, renormalize ? lt : 0, out);
-      here[0] += tl_exp(lt);
-      here[1] += tl_exp(lq);
+    for (uint32_t t = 0; t < s.dim0; t++, lq += k, lp += k, out += k, w = w ? w + k : w) {
+      double log_q = shares(lq, w, k, q), log_p = shares(lp, w, k, p);
+      if (log_q == -__builtin_inf() || log_p == -__builtin_inf()) continue;
+      double mass_q = tl_exp(log_q), mass_p = tl_exp(log_p);
+      here[0] += mass_p;
+      here[1] += mass_q;
       rows++;
+      /* p and q become what is compared, log_p and log_q their normalisers. out gets -dL/dq_j q_j, what a q that stands alone
+       * has; when q is a share, its sum comes back in parts of q. */
+      if (renormalize) mass_q = mass_p = 1;
+      else log_q = log_p = 0;
+      double total = 0;
+      for (uint32_t j = 0; j < k; j++) {
+        double v = w ? w[j] : 1, a = q[j] * mass_q, b = p[j] * mass_p;
+        if (v == 0) continue;
+        double apart = (lq[j] - log_q) - (lp[j] - log_p), value = reverse ? a == 0 ? 0 : v * a * apart : b == 0 ? 0 : -v * b * apart;
+        double direct = reverse ? value + v * a : -v * b;
+        sum += value;
+        total += direct;
+        out[j] = (float)-direct;
+        p[j] = direct;
+      }
+      for (uint32_t j = 0; renormalize && j < k; j++)
+        if (!w || w[j] != 0) out[j] = (float)(q[j] * total - p[j]);
     }
     for (int i = 0; i < 2; i++) mass[i] += here[i] / tl_max(rows, 1);
   }

@@ -184,7 +184,7 @@ static inline void *tl_alloc(size_t size) {
 }
 
 /* ---- arithmetic: largest error seen against libm, in units of the last place, over the arguments of test_math.c:
- * tl_exp 1, tl_log 1, tl_log1p 2, tl_expm1 4. tl_exp_2 is tl_exp on two lanes, bit for bit. ---- */
+ * tl_exp 1, tl_log 1, tl_log1p 2, tl_expm1, tl_softplus and tl_sigmoid 4. tl_exp_2 is tl_exp on two lanes, bit for bit. ---- */
 
 typedef double tl_f64x2 __attribute__((vector_size(16)));
 typedef int64_t tl_i64x2 __attribute__((vector_size(16)));
@@ -428,7 +428,7 @@ TL_MIXED(operator+) TL_MIXED(operator-) TL_MIXED(operator*) TL_MIXED(operator/) 
 
 template <class V, bool P, class L, class H> auto clamp(Num<V, P> a, L lo, H hi) { return min(max(a, lo), hi); }
 template <class V, bool P> Num<V, P> exp(Num<V, P> a) { V e = Lanes<V>::exp(a.v); return with(a, e, e); }
-template <class V, bool P> Num<V, P> expm1(Num<V, P> a) { return with(a, Lanes<V>::map(tl_expm1, a.v), Lanes<V>::exp(a.v)); }
+template <class V, bool P> Num<V, P> expm1(Num<V, P> a) { V e = Lanes<V>::map(tl_expm1, a.v); return with(a, e, e + 1.0); }
 template <class V, bool P> Num<V, P> log(Num<V, P> a) { return with(a, Lanes<V>::map(tl_log, a.v), 1.0 / a.v); }
 template <class V, bool P> Num<V, P> softplus(Num<V, P> a) { return with(a, Lanes<V>::map(tl_softplus, a.v), Lanes<V>::map(tl_sigmoid, a.v)); }
 template <class V, bool P> Num<V, P> sq(Num<V, P> a) { return a * a; }
@@ -510,23 +510,26 @@ struct Tape {
 };
 inline Tape tape;
 
+struct Id {
+  uint32_t id;
+};
 struct Vec {
   uint32_t id;
-  Vec(uint32_t i) : id(i) {}
-  Vec(double value);
+  Vec(Id i) : id(i.id) {}
+  Vec(double value); /* a vector of one constant */
   uint32_t size() const { return tape.node[id].n; }
   double operator[](uint32_t i) const { return tape.node[id].v[i]; }
 };
 
-TL_NO_INLINE uint32_t node(Op op, uint32_t n, uint32_t x, uint32_t y, bool live) {
+TL_NO_INLINE Id node(Op op, uint32_t n, uint32_t x, uint32_t y, bool live) {
   if (tape.n == sizeof tape.node / sizeof *tape.node) tape.wrong = tape.wrong ? tape.wrong : "tape: more than 256 vectors";
   double *v = tape.wrong ? nullptr : (double *)tl_scratch(8 * (size_t)(n ? n : 1));
   if (!v) {
     if (!tape.wrong) tape.wrong = "tape: out of memory";
-    return 0;
+    return {0};
   }
   tape.node[tape.n] = {v, nullptr, n, x, y, op, live};
-  return tape.n++;
+  return {tape.n++};
 }
 /* Once something is wrong, all results are vector 0, which has length 1. */
 TL_NO_INLINE void begin(tl_request *r) {
@@ -538,7 +541,7 @@ TL_NO_INLINE void begin(tl_request *r) {
   zero = 0;
   tape.node[tape.n++] = {&zero, nullptr, 1, 0, 0, LEAF, false};
 }
-inline Vec::Vec(double value) : id(node(LEAF, 1, 0, 0, false)) {
+inline Vec::Vec(double value) : id(node(LEAF, 1, 0, 0, false).id) {
   if (id) tape.node[id].v[0] = value;
 }
 
@@ -556,7 +559,7 @@ TL_NO_INLINE Vec column(const tl_column *c, double missing, bool live) {
 }
 inline Vec logprobs() {
   if (tape.logprobs == ~0u) tape.logprobs = column((const tl_column *)tl_at(tape.r, tape.r->columns_off), 0, true).id;
-  return tape.logprobs;
+  return Id{tape.logprobs};
 }
 /* per_token is an input with one number per log-probability; per_datum one of shape [1]. */
 inline Vec per_token(const char *name, double missing = 0) { return column(tl_find(tape.r, name), missing, false); }
