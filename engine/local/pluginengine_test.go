@@ -1,9 +1,10 @@
-package local
+package local_test
 
 import (
 	"context"
 	"encoding/binary"
 	"math"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"tinkerlocal/engine"
 	"tinkerlocal/engine/api"
 	"tinkerlocal/engine/enginetest"
+	"tinkerlocal/engine/local"
 	"tinkerlocal/engine/lora"
 	"tinkerlocal/engine/loss"
 	"tinkerlocal/engine/model"
@@ -50,10 +52,10 @@ func openEngine(t testing.TB, change func(o *engine.Options)) *engine.Engine {
 }
 
 // openPlugins opens the bundled plugins.
-func openPlugins(t testing.TB) *Plugins {
+func openPlugins(t testing.TB) *local.Plugins {
 	t.Helper()
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())
-	p, err := OpenPlugins(t.Context(), "", false, nil)
+	p, err := local.OpenPlugins(t.Context(), "", false, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +69,7 @@ func twin(name string) string {
 }
 
 // use loads a plugin by name or file.
-func use(t testing.TB, p *Plugins, what string) loss.Loss {
+func use(t testing.TB, p *local.Plugins, what string) loss.Loss {
 	t.Helper()
 	l, err := p.Use(t.Context(), what)
 	if err != nil {
@@ -84,7 +86,7 @@ func mischief(t testing.TB, scope string, fuel int64) loss.Loss {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { h.Close() })
-	b, err := readModule(filepath.Join("testdata", "mischief_"+scope+".wasm"))
+	b, err := os.ReadFile(filepath.Join("testdata", "mischief_"+scope+".wasm"))
 	if err != nil {
 		t.Fatal(err)
 	}

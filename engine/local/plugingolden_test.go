@@ -1,4 +1,4 @@
-package local
+package local_test
 
 import (
 	"encoding/json"
@@ -6,10 +6,12 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"tinkerlocal/engine"
 	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/local"
 	"tinkerlocal/engine/loss"
 	"tinkerlocal/kernels/cpu"
 	"tinkerlocal/plugins/losses"
@@ -69,7 +71,7 @@ func TestPluginGoldens(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	start, err := ReadAdapter(filepath.Join(base, g.Adapter))
+	start, err := local.ReadAdapter(filepath.Join(base, g.Adapter))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +81,7 @@ func TestPluginGoldens(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		e := openEngine(t, func(o *engine.Options) { o.Device, o.Models = dev, Models{} })
+		e := openEngine(t, func(o *engine.Options) { o.Device, o.Models = dev, local.Models{} })
 		for i, c := range g.Cases {
 			t.Run(fmt.Sprint(e.Device().Variant, " ", i, " ", c.Loss), func(t *testing.T) {
 				seen[c.Loss] = true
@@ -128,7 +130,7 @@ func TestPluginGoldens(t *testing.T) {
 				}
 				for i, name := range g.Factors {
 					want := c.Gradients[i]
-					for k, got := range projections(have[name[len(peftPrefix):]]) {
+					for k, got := range projections(have[strings.TrimPrefix(name, "base_model.model.")]) {
 						if !within(got, want[k], want[4]) {
 							t.Errorf("gradient of %s: number %d is %v, torch has %v with noise %v", name, k, got, want[k], want[4])
 						}
