@@ -110,33 +110,44 @@ func TestPluginFails(t *testing.T) {
 	}
 }
 
-// TestPluginSpins: while a module burns fuel that would last for hours, another run trains and samples; the device is free. Then Close ends it.
+// TestPluginSpins: while modules burn fuel that would last for hours, in a forward_backward and in a forward, another run trains and makes a sampler: the device is
+// free. Then Close ends them.
 func TestPluginSpins(t *testing.T) {
 	for _, scope := range []string{"batch", "datum"} {
 		t.Run(scope, func(t *testing.T) {
 			plugin := mischief(t, scope, 1<<60)
 			e := openEngine(t, nil)
 			a, b := newRun(t, e, "small", 4, 1), newRun(t, e, "small", 4, 2)
-			spinning, err := a.ForwardBackwardCustom([]api.Datum{marked(sequence(1, 9), markSpin)}, plugin, nil)
+			c := newRun(t, e, "small", 4, 3)
+			bad := []api.Datum{marked(sequence(1, 9), markSpin)}
+			backward, err := a.ForwardBackwardCustom(bad, plugin, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			forward, err := c.ForwardCustom(bad, plugin, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
 			for i := range 3 {
-				f, err := b.ForwardBackwardCustom([]api.Datum{sequence(i, 12)}, plugin, nil)
+				f, err := b.ForwardBackward(crossEntropy([]api.Datum{sequence(i, 12)}))
 				done(t, f, err)
 				optimStep(t, b)
 			}
 			s, err := b.SaveForSampler()
 			done(t, s, err)
-			select {
-			case <-spinning.Done():
-				_, err := outcome(spinning, nil)
-				t.Errorf("the spinning call has ended before the other run's steps: %v", err)
-			default:
+			for _, f := range []*engine.Future[api.ForwardBackwardOutput]{backward, forward} {
+				select {
+				case <-f.Done():
+					_, err := outcome(f, nil)
+					t.Errorf("a spinning call has ended before the other run's steps: %v", err)
+				default:
+				}
 			}
 			e.Close()
-			if _, err := outcome(spinning, nil); api.CodeOf(err) != api.Closed {
-				t.Errorf("at the end: %v, wanted it closed", err)
+			for _, f := range []*engine.Future[api.ForwardBackwardOutput]{backward, forward} {
+				if _, err := outcome(f, nil); api.CodeOf(err) != api.Closed {
+					t.Errorf("at the end: %v, wanted it closed", err)
+				}
 			}
 		})
 	}
