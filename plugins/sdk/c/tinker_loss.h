@@ -154,6 +154,18 @@ TL_NO_INLINE int32_t tl_fail_datum(tl_request *r, uint32_t datum, const char *te
   return tl_fail(r, TL_USER, text);
 }
 
+/* tl_say writes a line to the server's log: level 0 debug, 1 info, 2 warning, 3 error. A module that uses it has an import. */
+#ifdef __wasm__
+__attribute__((import_module("loss_host"), import_name("log"))) void tl_host_log(int32_t level, const char *text, uint32_t len);
+#else
+static inline void tl_host_log(int32_t level, const char *text, uint32_t len) { (void)level, (void)text, (void)len; }
+#endif
+TL_NO_INLINE void tl_say(int32_t level, const char *text) {
+  uint32_t n = 0;
+  while (text[n]) n++;
+  tl_host_log(level, text, n);
+}
+
 /* ---- memory ---- */
 
 static uintptr_t tl_top __attribute__((unused));

@@ -56,7 +56,8 @@ impl<'a> Batch<'a> {
 
     /// A slice of the request. The host's offsets are checked all the same: safe Rust stays safe.
     fn slice<T>(&self, off: usize, n: usize) -> &'a [T] {
-        assert!(off.checked_add(n * core::mem::size_of::<T>()).is_some_and(|end| end <= self.len), "request: outside the buffer");
+        let end = n.checked_mul(core::mem::size_of::<T>()).and_then(|size| size.checked_add(off));
+        assert!(end.is_some_and(|end| end <= self.len) && off % core::mem::align_of::<T>() == 0, "request: an offset is wrong");
         unsafe { from_raw_parts(self.at.add(off) as *const T, n) }
     }
     fn slice_mut<T>(&mut self, off: usize, n: usize) -> &mut [T] {
@@ -165,6 +166,15 @@ impl<'a> Batch<'a> {
         self.slice_mut::<u32>(off + 64 * n + 8, 1)[0] = len as u32;
         self.slice_mut::<u8>(off + 64 * n + 16, len).copy_from_slice(&name.as_bytes()[..len]);
         self.slice_mut::<u32>(88, 1)[0] = n as u32 + 1;
+    }
+    /// Writes a line to the server's log: level 0 debug, 1 info, 2 warning, 3 error. A module that uses it has an import.
+    pub fn log(&self, level: i32, text: &str) {
+        #[cfg(target_arch = "wasm32")]
+        unsafe {
+            module::log(level, text.as_ptr(), text.len())
+        }
+        #[cfg(not(target_arch = "wasm32"))]
+        let _ = (level, text);
     }
     /// Writes an error's text; returns its status.
     pub fn fail(&mut self, e: Error) -> i32 {
@@ -702,6 +712,7 @@ mod module {
     #[link(wasm_import_module = "loss_host")]
     extern "C" {
         fn abort(ptr: *const u8, len: usize) -> !;
+        pub fn log(level: i32, ptr: *const u8, len: usize);
     }
 
     struct Upwards(AtomicUsize); // 0 before the first use

@@ -190,6 +190,14 @@ fn failures() {
 }
 
 #[test]
+#[should_panic(expected = "request: an offset is wrong")]
+fn lies() {
+    let mut r = Request::new(&logprobs());
+    r.put(48, 16384); // the weights, behind the end
+    r.run(|_| {});
+}
+
+#[test]
 #[should_panic(expected = "tape: vectors of 15 and 5 elements")]
 fn lengths() {
     Request::new(&logprobs()).run(|b| {
