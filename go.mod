@@ -11,7 +11,7 @@ require (
 	github.com/mmcloughlin/avo v0.5.0 // writes the AVX2 kernels at go generate
 	github.com/schollz/progressbar/v3 v3.19.1 // progress bar of long commands
 	github.com/spf13/cobra v1.10.2 // commands, flags, help
-	github.com/tetratelabs/wazero v1.12.0 // plugins: runs loss modules
+	github.com/tetratelabs/wazero v1.12.0 // plugins: runs custom losses in a sandbox, pure Go
 	golang.org/x/image v0.47.0 // loss curve as PNG: letters and smooth lines
 	golang.org/x/sys v0.49.0 // mapping weight files; CPU features; locks, free space of disks
 	golang.org/x/term v0.44.0 // line editing of chat; width of the terminal
