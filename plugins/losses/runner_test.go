@@ -43,9 +43,9 @@ type answer struct {
 }
 
 type input struct {
-	Name, Dtype, Like string
-	Shape             []int
-	Optional          bool
+	Name, Dtype, Like, Summary string
+	Shape                      []int
+	Optional                   bool
 }
 
 type description struct {
@@ -56,9 +56,9 @@ type description struct {
 	}
 	Inputs []input
 	Params []struct {
-		Name, Type        string
-		Default, Min, Max *float64
-		Values            []string
+		Name, Type, Summary string
+		Default, Min, Max   *float64
+		Values              []string
 	}
 	Metrics []string
 }
