@@ -1,5 +1,5 @@
 /* Direct preference optimisation. Rafailov et al. 2023, arXiv 2305.18290, eq. 7; label smoothing as in Mitchell 2023,
- * "A note on DPO with noisy preferences" (cDPO), eq. 3; the offset as in Amini et al. 2024, arXiv 2402.10571 (ODPO), eq. 3.
+ * "A note on DPO with noisy preferences" (cDPO); the offset as in Amini et al. 2024, arXiv 2402.10571 (ODPO).
  *
  *   h = beta * [(s_chosen - s_chosen^ref) - (s_rejected - s_rejected^ref)] - margin,   s = sum of weights * logprob
  *   L = 1/pairs * sum (1-e) softplus(-h) + e softplus(h)                               e = label_smoothing

@@ -95,6 +95,10 @@ impl<'a> Batch<'a> {
     pub fn batch_elems(&self) -> f64 {
         self.slice::<u64>(80, 1)[0] as f64
     }
+    /// The whole configuration: JSON with sorted keys, for what is not a parameter.
+    pub fn config(&self) -> &'a [u8] {
+        self.slice(self.size(40), self.size(44))
+    }
     /// The optimiser step; 0 if unknown.
     pub fn step(&self) -> u64 {
         self.slice::<u64>(112, 1)[0]
@@ -480,37 +484,22 @@ impl<'a> Tape<'a> {
         for id in (0..=loss.id).rev().filter(|&id| nodes[id].live) {
             let o = &nodes[id];
             let g = core::mem::take(&mut grads[id]);
-            let (x, y) = (&nodes[o.x].v, &nodes[o.y].v);
-            let one = |d: &dyn Fn(f64, f64) -> f64, grads: &mut [Vec<f64>]| {
-                grads[o.x].iter_mut().enumerate().for_each(|(i, t)| *t += g[i] * d(x[i], o.v[i]));
-            };
-            let two = |dx: &dyn Fn(f64, f64) -> f64, dy: &dyn Fn(f64, f64) -> f64, grads: &mut [Vec<f64>]| {
-                let at = |v: &[f64], i: usize| if v.len() == o.v.len() { i } else { 0 };
-                for i in 0..o.v.len() {
-                    let (i_x, i_y) = (at(x, i), at(y, i));
-                    if nodes[o.x].live {
-                        grads[o.x][i_x] += g[i] * dx(x[i_x], y[i_y]);
-                    }
-                    if nodes[o.y].live {
-                        grads[o.y][i_y] += g[i] * dy(x[i_x], y[i_y]);
-                    }
-                }
-            };
+            let back = Back { o, x: &nodes[o.x], y: &nodes[o.y], g: &g };
             match o.op {
                 Op::Leaf => {}
-                Op::Add => two(&|_, _| 1.0, &|_, _| 1.0, &mut grads),
-                Op::Sub => two(&|_, _| 1.0, &|_, _| -1.0, &mut grads),
-                Op::Mul => two(&|_, b| b, &|a, _| a, &mut grads),
-                Op::Div => two(&|_, b| 1.0 / b, &|a, b| -a / b / b, &mut grads),
-                Op::Min => two(&|a, b| if b < a { 0.0 } else { 1.0 }, &|a, b| if b < a { 1.0 } else { 0.0 }, &mut grads),
-                Op::Max => two(&|a, b| if b > a { 0.0 } else { 1.0 }, &|a, b| if b > a { 1.0 } else { 0.0 }, &mut grads),
-                Op::Keep => two(&|_, b| if b != 0.0 { 1.0 } else { 0.0 }, &|_, _| 0.0, &mut grads),
-                Op::Neg => one(&|_, _| -1.0, &mut grads),
-                Op::Exp => one(&|_, v| v, &mut grads),
-                Op::Log => one(&|x, _| 1.0 / x, &mut grads),
-                Op::Softplus => one(&|x, _| sigmoid(x), &mut grads),
-                Op::Sigmoid => one(&|_, v| v * (1.0 - v), &mut grads),
-                Op::Sqrt => one(&|_, v| if v > 0.0 { 0.5 / v } else { 0.0 }, &mut grads),
+                Op::Add => back.two(&mut grads, |_, _| 1.0, |_, _| 1.0),
+                Op::Sub => back.two(&mut grads, |_, _| 1.0, |_, _| -1.0),
+                Op::Mul => back.two(&mut grads, |_, b| b, |a, _| a),
+                Op::Div => back.two(&mut grads, |_, b| 1.0 / b, |a, b| -a / b / b),
+                Op::Min => back.two(&mut grads, |a, b| if b < a { 0.0 } else { 1.0 }, |a, b| if b < a { 1.0 } else { 0.0 }),
+                Op::Max => back.two(&mut grads, |a, b| if b > a { 0.0 } else { 1.0 }, |a, b| if b > a { 1.0 } else { 0.0 }),
+                Op::Keep => back.two(&mut grads, |_, b| if b != 0.0 { 1.0 } else { 0.0 }, |_, _| 0.0),
+                Op::Neg => back.one(&mut grads, |_, _| -1.0),
+                Op::Exp => back.one(&mut grads, |_, v| v),
+                Op::Log => back.one(&mut grads, |x, _| 1.0 / x),
+                Op::Softplus => back.one(&mut grads, |x, _| sigmoid(x)),
+                Op::Sigmoid => back.one(&mut grads, |_, v| v * (1.0 - v)),
+                Op::Sqrt => back.one(&mut grads, |_, v| if v > 0.0 { 0.5 / v } else { 0.0 }),
                 Op::Sum => grads[o.x].iter_mut().for_each(|t| *t += g[0]),
                 Op::Every(first, step) => g.iter().enumerate().for_each(|(i, g)| grads[o.x][first + i * step] += g),
                 Op::DatumSum | Op::GroupSum => self.parts(o.op, |i, whole| grads[o.x][i] += g[whole]),
@@ -520,6 +509,40 @@ impl<'a> Tape<'a> {
         }
         for (d, r) in self.tokens.iter().enumerate() {
             b.out(d).iter_mut().zip(&grads[logprobs][r.clone()]).for_each(|(o, g)| *o = -g as f32);
+        }
+    }
+}
+
+/// One step back: what node o, with the gradient g, adds to those of its operands.
+struct Back<'n> {
+    o: &'n Node,
+    x: &'n Node,
+    y: &'n Node,
+    g: &'n [f64],
+}
+
+impl Back<'_> {
+    /// d is the derivative by the operand, of its value and the result's.
+    fn one(&self, grads: &mut [Vec<f64>], d: impl Fn(f64, f64) -> f64) {
+        for (((t, g), x), v) in grads[self.o.x].iter_mut().zip(self.g).zip(&self.x.v).zip(&self.o.v) {
+            *t += g * d(*x, *v);
+        }
+    }
+    /// dx and dy are the derivatives by the operands, of their values. A lone operand gets the sum.
+    fn two(&self, grads: &mut [Vec<f64>], dx: impl Fn(f64, f64) -> f64, dy: impl Fn(f64, f64) -> f64) {
+        self.side(self.x.live, &mut grads[self.o.x], dx);
+        self.side(self.y.live, &mut grads[self.o.y], dy);
+    }
+    fn side(&self, live: bool, to: &mut [f64], d: impl Fn(f64, f64) -> f64) {
+        if !live {
+            return;
+        }
+        let (x, y, n) = (&self.x.v, &self.y.v, self.g.len());
+        let at = |v: &[f64], i: usize| v[if v.len() == n { i } else { 0 }];
+        if to.len() == n {
+            to.iter_mut().enumerate().for_each(|(i, t)| *t += self.g[i] * d(at(x, i), at(y, i)));
+        } else {
+            (0..n).for_each(|i| to[0] += self.g[i] * d(at(x, i), at(y, i)));
         }
     }
 }
