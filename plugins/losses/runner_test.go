@@ -68,11 +68,14 @@ type module struct {
 	desc description
 }
 
+// compiled spares the tests most of the compiling.
+var compiled = wazero.NewCompilationCache()
+
 // load compiles and instantiates a module; a second instance is another load.
 func load(t testing.TB, wasm []byte) *module {
 	t.Helper()
 	ctx := context.Background()
-	rt := wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfig().WithMemoryLimitPages(4096))
+	rt := wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfig().WithMemoryLimitPages(4096).WithCompilationCache(compiled))
 	t.Cleanup(func() { rt.Close(ctx) })
 	wasi_snapshot_preview1.MustInstantiate(ctx, rt) // Go guests
 	for _, host := range []struct {

@@ -29,7 +29,7 @@ static void see(int i, double at, double got, double want) {
 }
 
 int main(void) {
-  for (int i = 0; i < 2000000; i++) {
+  for (int i = 0; i < 500000; i++) {
     static const double reach[] = {745, 20, 1, 0x1p-20};
     double x = between(-1, 1) * reach[i % 4], y = exp(between(-1, 1) * (i & 1 ? 700 : 1)), z = exp(between(-37, 37)) * (i & 1 ? 1 : -0x1p-54);
     see(0, x, tl_exp(x), exp(x));
