@@ -31,8 +31,8 @@ func wasmTools(lang string) string {
 		var minor int
 		if out, err := exec.Command("cargo", "--version").Output(); err != nil {
 			return "no cargo on this machine"
-		} else if _, err := fmt.Sscanf(string(out), "cargo 1.%d.", &minor); err != nil || minor < 70 {
-			return "the crate needs Rust 1.70, this machine has " + string(out)
+		} else if _, err := fmt.Sscanf(string(out), "cargo 1.%d.", &minor); err != nil || minor < 68 {
+			return "the crate needs Rust 1.68, this machine has " + string(out)
 		}
 		out, err := exec.Command("rustc", "--print", "sysroot").Output()
 		if err != nil {

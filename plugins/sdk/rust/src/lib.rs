@@ -57,7 +57,7 @@ impl<'a> Batch<'a> {
     /// A slice of the request. The host's offsets are checked all the same: safe Rust stays safe.
     fn slice<T>(&self, off: usize, n: usize) -> &'a [T] {
         let end = n.checked_mul(core::mem::size_of::<T>()).and_then(|size| size.checked_add(off));
-        assert!(end.is_some_and(|end| end <= self.len) && off % core::mem::align_of::<T>() == 0, "request: an offset is wrong");
+        assert!(end.map_or(false, |end| end <= self.len) && off % core::mem::align_of::<T>() == 0, "request: an offset is wrong");
         unsafe { from_raw_parts(self.at.add(off) as *const T, n) }
     }
     fn slice_mut<T>(&mut self, off: usize, n: usize) -> &mut [T] {
@@ -218,8 +218,8 @@ impl<'a> Batch<'a> {
 
 // Arithmetic: the same steps as in the C header, so the same bits.
 
-const LN2_HI: f64 = f64::from_bits(0x3FE6_2E42_FEE0_0000);
-const LN2_LO: f64 = f64::from_bits(0x3DEA_39EF_3579_3C76);
+const LN2_HI: f64 = 6.93147180369123816490e-01; // 33 bits: products with small integers are exact
+const LN2_LO: f64 = 1.90821492927058770002e-10;
 const SHIFT: f64 = 6755399441055744.0; // 1.5 * 2^52
 
 fn expm1_series(q: f64) -> f64 {
@@ -475,7 +475,10 @@ impl<'a> Tape<'a> {
         let nodes = self.nodes.borrow();
         assert!(nodes[loss.id].v.len() == 1, "tape: backward of {} numbers", nodes[loss.id].v.len());
         b.set_loss(nodes[loss.id].v[0]);
-        let (Some(logprobs), false) = (self.logprobs.get(), b.evaluate_only()) else { return };
+        let logprobs = match self.logprobs.get() {
+            Some(id) if !b.evaluate_only() => id,
+            _ => return,
+        };
         let mut grads: Vec<Vec<f64>> = nodes[..=loss.id].iter().map(|o| vec![0.0; if o.live { o.v.len() } else { 0 }]).collect();
         if !nodes[loss.id].live || logprobs > loss.id {
             return;
@@ -712,10 +715,12 @@ macro_rules! plugin {
         /// The host calls it, with what loss_alloc gave.
         #[no_mangle]
         pub unsafe extern "C" fn loss_call(at: *mut u8, len: u32) -> i32 {
-            let Some(mut b) = $crate::Batch::new(at, len as usize) else { return 3 };
-            match $loss(&mut b) {
-                Ok(()) => 0,
-                Err(e) => b.fail(e),
+            match $crate::Batch::new(at, len as usize) {
+                None => 3,
+                Some(mut b) => match $loss(&mut b) {
+                    Ok(()) => 0,
+                    Err(e) => b.fail(e),
+                },
             }
         }
     };
@@ -750,9 +755,9 @@ mod module {
                 top => top,
             };
             let start = (top + l.align() - 1) & !(l.align() - 1);
-            let Some(end) = start.checked_add(l.size()) else { return core::ptr::null_mut() };
+            let end = start.wrapping_add(l.size());
             let have = memory_size(0) << 16;
-            if end > have && memory_grow(0, (end - have + 65535) >> 16) == usize::MAX {
+            if end < start || end > have && memory_grow(0, (end - have + 65535) >> 16) == usize::MAX {
                 return core::ptr::null_mut();
             }
             self.0.store(end, Relaxed);

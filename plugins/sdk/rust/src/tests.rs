@@ -237,3 +237,16 @@ fn arithmetic() {
     }
     assert!(softplus(1000.0) == 1000.0 && softplus(-1000.0) == 0.0 && sigmoid(-1000.0) == 0.0 && sigmoid(1000.0) == 1.0);
 }
+
+/// The bits of the C header, whose test has the same number.
+#[test]
+fn same_bits_as_c() {
+    let mut hash = 1469598103934665603u64; // FNV-1a over words
+    for i in 0..100_000i64 {
+        let x = (i - 50_000) as f64 * 0.0137;
+        for v in [exp(x), log(x + 700.0), log1p(x + 690.0), expm1(x / 1000.0), softplus(x / 10.0), sigmoid(x / 10.0)] {
+            hash = (hash ^ v.to_bits()).wrapping_mul(1099511628211);
+        }
+    }
+    assert_eq!(hash, 0x55ca87bcdfffeef7);
+}
