@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -60,7 +61,9 @@ const features = wasm.CoreFeaturesV2
 func Open(ctx context.Context, o Options) (*Host, error) {
 	lim := o.Limits.withDefaults()
 	h := &Host{
-		lim: lim, log: o.Log, cacheDir: o.CacheDir, memory: &memories{keep: lim.Calls}, config: wazero.NewModuleConfig().WithName("").WithStartFunctions(),
+		lim: lim, log: o.Log, cacheDir: o.CacheDir, memory: &memories{keep: lim.Calls},
+		// Nobody reads the random source, but wazero's own would be seeded for each instance, which takes longer than all the rest.
+		config:  wazero.NewModuleConfig().WithName("").WithStartFunctions().WithRandSource(strings.NewReader("")),
 		running: make(chan struct{}, lim.Calls), building: make(chan struct{}, 1),
 		modules: map[string]*Module{}, loading: map[string]chan struct{}{},
 	}
