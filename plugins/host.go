@@ -47,6 +47,7 @@ type Host struct {
 	config   wazero.ModuleConfig
 	running  chan struct{} // a place for each instance that may run
 	building chan struct{} // one module is compiled at a time
+	closing  chan struct{} // closed by Close
 
 	mu      sync.Mutex
 	closed  bool
@@ -64,7 +65,7 @@ func Open(ctx context.Context, o Options) (*Host, error) {
 		lim: lim, log: o.Log, cacheDir: o.CacheDir, memory: &memories{keep: lim.Calls},
 		// Nobody reads the random source, but wazero's own would be seeded for each instance, which takes longer than all the rest.
 		config:  wazero.NewModuleConfig().WithName("").WithStartFunctions().WithRandSource(strings.NewReader("")),
-		running: make(chan struct{}, lim.Calls), building: make(chan struct{}, 1),
+		running: make(chan struct{}, lim.Calls), building: make(chan struct{}, 1), closing: make(chan struct{}),
 		modules: map[string]*Module{}, loading: map[string]chan struct{}{},
 	}
 	if h.log == nil {
@@ -93,17 +94,43 @@ func Open(ctx context.Context, o Options) (*Host, error) {
 // Limits are those in force.
 func (h *Host) Limits() Limits { return h.lim }
 
-// Close unloads all modules. Calls that run are not waited for; they fail.
+// Close unloads all modules. It waits for instances that run and for a compilation; the limits bound both. What wanted to run later fails.
 func (h *Host) Close() error {
 	h.mu.Lock()
+	if h.closed {
+		h.mu.Unlock()
+		return nil
+	}
 	h.closed = true
 	for _, m := range h.modules {
 		m.refs = 0
 	}
 	clear(h.modules)
 	h.mu.Unlock()
+	close(h.closing)
+	for range cap(h.running) {
+		h.running <- struct{}{}
+	}
+	h.building <- struct{}{}
 	ctx := context.Background()
 	return errors.Join(h.rt.Close(ctx), h.uncached.Close(ctx), h.validate.Close(ctx), h.cache.Close(ctx))
+}
+
+// place waits for the right to run an instance; the function it returns gives it back.
+func (h *Host) place(ctx context.Context) (func(), error) {
+	select {
+	case <-h.closing:
+		return nil, errHostClosed
+	default:
+	}
+	select {
+	case h.running <- struct{}{}:
+		return func() { <-h.running }, nil
+	case <-h.closing:
+		return nil, errHostClosed
+	case <-ctx.Done():
+		return nil, cancelled(ctx)
+	}
 }
 
 // Digest is the SHA-256 of a module's bytes in hexadecimal: what pins it.
@@ -226,6 +253,8 @@ func (h *Host) compile(ctx context.Context, binary []byte, parts *module) (code,
 	defer cancel()
 	select {
 	case h.building <- struct{}{}:
+	case <-h.closing:
+		return code{}, errHostClosed
 	case <-ctx.Done():
 		return code{}, cancelled(ctx)
 	}

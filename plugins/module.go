@@ -91,6 +91,11 @@ func (m *Module) named(err error) error {
 func (m *Module) describe(ctx context.Context) error {
 	ctx, cancel := m.deadline(ctx)
 	defer cancel()
+	leave, err := m.host.place(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	i, err := m.start(ctx, m.host.lim.FuelBase)
 	if err != nil {
 		return refusal(err)
@@ -147,7 +152,6 @@ type result struct {
 	metrics []metric
 	fuel    int64
 	pages   int
-	errText string
 }
 
 type metric struct {

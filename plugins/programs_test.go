@@ -3,7 +3,6 @@ package plugins
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -339,5 +338,5 @@ func TestRandomPrograms(t *testing.T) {
 	if ran < int(n)/4 || traps < int(n)/50 {
 		t.Errorf("%d programs ended well, %d in a trap: the generator has lost its variety", ran, traps)
 	}
-	t.Log(fmt.Sprintf("%d ended well, %d in a trap, %d units of fuel", ran, traps, paid))
+	t.Logf("%d ended well, %d in a trap, %d units of fuel", ran, traps, paid)
 }

@@ -305,3 +305,35 @@ func TestModuleLife(t *testing.T) {
 		t.Errorf("a cancelled load: %v", err)
 	}
 }
+
+// TestHostClose waits for calls that run, and refuses what comes later.
+func TestHostClose(t *testing.T) {
+	ctx := context.Background()
+	h := must(Open(ctx, Options{Limits: Limits{Calls: 1}}))
+	m := load(t, h, crossEntropy().build())
+	in := ordinary(t, m)
+	ended := make(chan error, 8)
+	for range cap(ended) {
+		go func() {
+			_, err := m.Loss().Eval(ctx, in)
+			ended <- err
+		}()
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range cap(ended) {
+		if err := <-ended; err != nil && api.CodeOf(err) != api.Closed {
+			t.Error(err)
+		}
+	}
+	if _, err := h.Load(ctx, version("1")); api.CodeOf(err) != api.Closed {
+		t.Errorf("load: %v", err)
+	}
+	if _, err := h.Check(ctx, version("1")); api.CodeOf(err) != api.Closed {
+		t.Errorf("check: %v", err)
+	}
+	if err := h.Close(); err != nil {
+		t.Error(err)
+	}
+}
