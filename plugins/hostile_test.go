@@ -272,7 +272,7 @@ func TestHostilePhases(t *testing.T) {
 
 // TestHostileMemory: a module has its memory, and the host's stack that its calls take is bounded as well.
 func TestHostileMemory(t *testing.T) {
-	h := openHost(t, Options{Limits: Limits{MemoryPages: 256}})
+	h := openHost(t, Options{Limits: Limits{MemoryPages: 256, FuelBase: 1e9}})
 	grow := hostileGuest()
 	grow.call = join(lop(ic(1), op(opMemoryGrow, 0), ic(-1), op(0x47), brIf(0)), op(0x3f, 0), ic(256), op(0x47), iff(op(unreachable)), ic(0))
 	if _, err := h.Check(context.Background(), grow.build()); err == nil || !strings.Contains(err.Error(), "loss is NaN") {
