@@ -97,7 +97,7 @@ func TestRegistryFolder(t *testing.T) {
 	evalOnce(t, first) // it keeps its module
 	evalOnce(t, second)
 	old, err := r.Loss("wasm:ce@sha256:" + one.Digest)
-	if got := pluginOf(t, old, err); got != one {
+	if got := pluginOf(t, old, err); !got.Equal(one) {
 		t.Errorf("pinned: %+v", got)
 	}
 
@@ -125,7 +125,7 @@ func TestRegistryFolder(t *testing.T) {
 	// Another process later: the digest is found on disk.
 	again := must(NewRegistry(ctx, openHost(t, Options{}), RegistryOptions{Dir: dir}))
 	old, err = again.Loss("wasm:ce@sha256:" + one.Digest)
-	if got := pluginOf(t, old, err); got != one {
+	if got := pluginOf(t, old, err); !got.Equal(one) {
 		t.Errorf("pinned, from disk: %+v", got)
 	}
 	evalOnce(t, old)
