@@ -32,7 +32,8 @@ type chunk struct {
 	groups int
 }
 
-// prepare checks a batch against the metadata, and lays out what all its chunks share. logProbs may be nil, before they are known.
+// prepare checks a batch against the metadata, and lays out what all its chunks share. logProbs are nil before they are known; then
+// the inputs' values are looked at, too.
 func (m *Meta) prepare(data []api.Datum, logProbs [][]float32, config map[string]float64) (*batch, error) {
 	b := &batch{data: data, logProbs: logProbs, dims: make([][2]uint32, len(data))}
 	var err error
@@ -53,7 +54,7 @@ func (m *Meta) prepare(data []api.Datum, logProbs [][]float32, config map[string
 		return nil, api.Errorf(api.Internal, "log-probabilities of %d datums for a batch of %d", len(logProbs), len(data))
 	}
 	for i, d := range data {
-		if b.dims[i], err = m.datum(d); err != nil {
+		if b.dims[i], err = m.datum(d, logProbs == nil); err != nil {
 			return nil, bad("datum %d: %w", i, err)
 		}
 		n := int(b.dims[i][0]) * int(b.dims[i][1])
@@ -66,7 +67,7 @@ func (m *Meta) prepare(data []api.Datum, logProbs [][]float32, config map[string
 }
 
 // datum checks one datum's tensors, and returns the dimensions of its targets.
-func (m *Meta) datum(d api.Datum) (dims [2]uint32, err error) {
+func (m *Meta) datum(d api.Datum, values bool) (dims [2]uint32, err error) {
 	targets, ok := d.LossInputs["target_tokens"]
 	if !ok {
 		return dims, bad("target_tokens is missing")
@@ -89,6 +90,11 @@ func (m *Meta) datum(d api.Datum) (dims [2]uint32, err error) {
 		}
 		if err := in.accepts(t, dims); err != nil {
 			return dims, bad("%s %w", in.Name, err)
+		}
+		if values {
+			if j := slices.IndexFunc(t.Floats, func(v float32) bool { return v-v != 0 }); j >= 0 {
+				return dims, bad("%s has %v at %d, wanted finite numbers", in.Name, t.Floats[j], j)
+			}
 		}
 	}
 	if given+1 < len(d.LossInputs) {
@@ -144,9 +150,6 @@ func (i *Input) accepts(t api.TensorData, targets [2]uint32) error {
 			return bad("has shape %v, target_tokens has %v", t.Dims(), plainDims(want))
 		}
 		return bad("has shape %v, wanted %v", t.Dims(), i.Shape)
-	}
-	if j := slices.IndexFunc(t.Floats, func(v float32) bool { return v-v != 0 }); j >= 0 {
-		return bad("has %v at %d, wanted finite numbers", t.Floats[j], j)
 	}
 	return nil
 }

@@ -58,16 +58,11 @@ func (m *module) scanBody(r *reader, index int) (b body, err error) {
 	for depth >= 0 && r.err == nil {
 		in := r.next()
 		b.instrs++
-		cost := in.cost
 		switch in.op {
 		case opCall:
 			s, _ := m.typeOf(in.index)
 			values += len(s.params) + len(s.results)
-			if in.index < uint32(len(m.imports)) {
-				cost = costImport
-			} else {
-				b.calls = true
-			}
+			b.calls = b.calls || in.index >= uint32(len(m.imports))
 		case opCallIndirect:
 			if in.index < uint32(len(m.types)) {
 				values += len(m.types[in.index].params) + len(m.types[in.index].results)
@@ -80,7 +75,7 @@ func (m *module) scanBody(r *reader, index int) (b body, err error) {
 				joins += 3 // their bounds, and loops that copy
 			}
 		}
-		segments[len(segments)-1].cost += cost
+		segments[len(segments)-1].cost += in.cost
 		switch in.op {
 		case opBlock, opLoop, opIf:
 			if in.typed && in.index < uint32(len(m.types)) {

@@ -2,6 +2,7 @@ package plugins
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -20,11 +21,11 @@ func openCache(dir string) (wazero.CompilationCache, error) {
 	if dir == "" {
 		return wazero.NewCompilationCache(), nil
 	}
+	own := cacheFolder(dir)
 	refuse := func(err error) error {
 		return api.Errorf(api.BadRequest, "plugin cache %s: %w", dir, err)
 	}
 	dir = filepath.Clean(dir)
-	own := filepath.Join(dir, fmt.Sprintf("wazero-%s-rewriter-%d", wazeroVersion, rewriterVersion))
 	if err := os.MkdirAll(own, 0o700); err != nil {
 		return nil, refuse(err)
 	}
@@ -45,4 +46,19 @@ func openCache(dir string) (wazero.CompilationCache, error) {
 		return nil, refuse(err)
 	}
 	return c, nil
+}
+
+// cacheFolder is where files of this wazero and this rewriter are.
+func cacheFolder(dir string) string {
+	return filepath.Join(dir, fmt.Sprintf("wazero-%s-rewriter-%d", wazeroVersion, rewriterVersion))
+}
+
+// clearCache removes all files, one of which is damaged.
+func clearCache(dir string) error {
+	return filepath.WalkDir(cacheFolder(dir), func(path string, e fs.DirEntry, err error) error {
+		if err == nil && e.Type().IsRegular() {
+			err = os.Remove(path)
+		}
+		return err
+	})
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -38,12 +39,15 @@ type Host struct {
 	lim      Limits
 	log      *slog.Logger
 	rt       wazero.Runtime // runs the rewritten modules
+	uncached wazero.Runtime // likewise, where the folder of the cache fails
 	validate wazero.Runtime // checks the original ones
 	cache    wazero.CompilationCache
+	cacheDir string
 	memory   *memories
 	config   wazero.ModuleConfig
 	running  chan struct{} // a place for each instance that may run
 	building chan struct{} // one module is compiled at a time
+	closing  chan struct{} // closed by Close
 
 	mu      sync.Mutex
 	closed  bool
@@ -58,8 +62,10 @@ const features = wasm.CoreFeaturesV2
 func Open(ctx context.Context, o Options) (*Host, error) {
 	lim := o.Limits.withDefaults()
 	h := &Host{
-		lim: lim, log: o.Log, memory: &memories{keep: lim.Calls}, config: wazero.NewModuleConfig().WithName("").WithStartFunctions(),
-		running: make(chan struct{}, lim.Calls), building: make(chan struct{}, 1),
+		lim: lim, log: o.Log, cacheDir: o.CacheDir, memory: &memories{keep: lim.Calls},
+		// Nobody reads the random source, but wazero's own would be seeded for each instance, which takes longer than all the rest.
+		config:  wazero.NewModuleConfig().WithName("").WithStartFunctions().WithRandSource(strings.NewReader("")),
+		running: make(chan struct{}, lim.Calls), building: make(chan struct{}, 1), closing: make(chan struct{}),
 		modules: map[string]*Module{}, loading: map[string]chan struct{}{},
 	}
 	if h.log == nil {
@@ -73,13 +79,13 @@ func Open(ctx context.Context, o Options) (*Host, error) {
 	if o.Interpreter {
 		config = wazero.NewRuntimeConfigInterpreter()
 	}
-	plain := func(c wazero.RuntimeConfig) wazero.RuntimeConfig {
-		return c.WithCoreFeatures(features).WithMemoryLimitPages(uint32(lim.MemoryPages)).WithDebugInfoEnabled(false)
-	}
 	ctx = context.WithoutCancel(ctx)
-	h.rt = wazero.NewRuntimeWithConfig(ctx, plain(config).WithCompilationCache(h.cache))
-	h.validate = wazero.NewRuntimeWithConfig(ctx, plain(wazero.NewRuntimeConfigInterpreter()))
-	if err := instantiateHost(ctx, h.rt); err != nil {
+	runtime := func(c wazero.RuntimeConfig) wazero.Runtime {
+		return wazero.NewRuntimeWithConfig(ctx, c.WithCoreFeatures(features).WithMemoryLimitPages(uint32(lim.MemoryPages)).WithDebugInfoEnabled(false))
+	}
+	h.rt, h.uncached = runtime(config.WithCompilationCache(h.cache)), runtime(config)
+	h.validate = runtime(wazero.NewRuntimeConfigInterpreter())
+	if err := errors.Join(instantiateHost(ctx, h.rt), instantiateHost(ctx, h.uncached)); err != nil {
 		return nil, errors.Join(api.Errorf(api.Internal, "plugins: %w", err), h.Close())
 	}
 	return h, nil
@@ -88,17 +94,43 @@ func Open(ctx context.Context, o Options) (*Host, error) {
 // Limits are those in force.
 func (h *Host) Limits() Limits { return h.lim }
 
-// Close unloads all modules. Calls that run are not waited for; they fail.
+// Close unloads all modules. It waits for instances that run and for a compilation; the limits bound both. What wanted to run later fails.
 func (h *Host) Close() error {
 	h.mu.Lock()
+	if h.closed {
+		h.mu.Unlock()
+		return nil
+	}
 	h.closed = true
 	for _, m := range h.modules {
 		m.refs = 0
 	}
 	clear(h.modules)
 	h.mu.Unlock()
+	close(h.closing)
+	for range cap(h.running) {
+		h.running <- struct{}{}
+	}
+	h.building <- struct{}{}
 	ctx := context.Background()
-	return errors.Join(h.rt.Close(ctx), h.validate.Close(ctx), h.cache.Close(ctx))
+	return errors.Join(h.rt.Close(ctx), h.uncached.Close(ctx), h.validate.Close(ctx), h.cache.Close(ctx))
+}
+
+// place waits for the right to run an instance; the function it returns gives it back.
+func (h *Host) place(ctx context.Context) (func(), error) {
+	select {
+	case <-h.closing:
+		return nil, errHostClosed
+	default:
+	}
+	select {
+	case h.running <- struct{}{}:
+		return func() { <-h.running }, nil
+	case <-h.closing:
+		return nil, errHostClosed
+	case <-ctx.Done():
+		return nil, cancelled(ctx)
+	}
 }
 
 // Digest is the SHA-256 of a module's bytes in hexadecimal: what pins it.
@@ -164,7 +196,7 @@ func (h *Host) Check(ctx context.Context, binary []byte) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer m.compiled.Close(ctx)
+	defer m.code.Close(ctx)
 	r := m.report
 	if err := m.measure(ctx, &r); err != nil {
 		return nil, err
@@ -198,7 +230,7 @@ func (m *Module) build(ctx context.Context, binary []byte) (err error) {
 		return bad("its memory has at least %d pages, the limit is %d", parts.pages, m.host.lim.MemoryPages)
 	}
 	start := time.Now()
-	if m.compiled, err = m.host.compile(ctx, binary, parts); err != nil {
+	if m.code, err = m.host.compile(ctx, binary, parts); err != nil {
 		return err
 	}
 	m.report = Report{Digest: m.digest, Size: len(binary), Functions: len(parts.bodies), CompileTime: time.Since(start), Pages: int(parts.pages)}
@@ -209,46 +241,54 @@ func (m *Module) build(ctx context.Context, binary []byte) (err error) {
 		err = m.selfTest(ctx)
 	}
 	if err != nil {
-		m.compiled.Close(ctx)
+		m.code.Close(ctx)
 	}
 	return err
 }
 
 // compile validates the original and compiles the rewritten module. wazero cannot be interrupted, so this goes on behind the caller's back when
 // the time is over, one module at a time.
-func (h *Host) compile(ctx context.Context, binary []byte, parts *module) (wazero.CompiledModule, error) {
+func (h *Host) compile(ctx context.Context, binary []byte, parts *module) (code, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, h.lim.CompileTime, bad("compiling took longer than %v", h.lim.CompileTime))
 	defer cancel()
 	select {
 	case h.building <- struct{}{}:
+	case <-h.closing:
+		return code{}, errHostClosed
 	case <-ctx.Done():
-		return nil, cancelled(ctx)
+		return code{}, cancelled(ctx)
 	}
 	type result struct {
-		m   wazero.CompiledModule
+		code
 		err error
 	}
 	done := make(chan result, 1)
 	go func() {
 		defer func() { <-h.building }()
-		m, err := h.translate(binary, parts)
-		done <- result{m, err}
+		c, err := h.translate(binary, parts)
+		done <- result{c, err}
 	}()
 	select {
 	case r := <-done:
-		return r.m, r.err
+		return r.code, r.err
 	case <-ctx.Done():
 		go func() { // it ends with the compilation
-			if r := <-done; r.m != nil {
-				r.m.Close(context.Background())
+			if r := <-done; r.err == nil {
+				r.Close(context.Background())
 			}
 		}()
-		return nil, cancelled(ctx)
+		return code{}, cancelled(ctx)
 	}
 }
 
+// code is a compiled module, and where it runs.
+type code struct {
+	wazero.CompiledModule
+	rt wazero.Runtime
+}
+
 // translate validates the bytes as they are first: after rewriting, indices that named nothing would name what was added.
-func (h *Host) translate(binary []byte, parts *module) (m wazero.CompiledModule, err error) {
+func (h *Host) translate(binary []byte, parts *module) (c code, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = bad("the module cannot be compiled: %v", p)
@@ -257,13 +297,22 @@ func (h *Host) translate(binary []byte, parts *module) (m wazero.CompiledModule,
 	ctx := context.Background()
 	original, err := h.validate.CompileModule(ctx, binary)
 	if err != nil {
-		return nil, bad("the module is not valid: %s", clip(cleanText([]byte(err.Error())), 500))
+		return c, bad("the module is not valid: %s", clip(cleanText([]byte(err.Error())), 500))
 	}
 	original.Close(ctx)
-	if m, err = h.rt.CompileModule(ctx, parts.rewrite()); err != nil {
-		return nil, bad("the module cannot be metered: %s", clip(cleanText([]byte(err.Error())), 500))
+	metered := parts.rewrite()
+	if c.CompiledModule, err = h.rt.CompileModule(ctx, metered); err == nil {
+		c.rt = h.rt
+		return c, nil
 	}
-	return m, nil
+	if h.cacheDir != "" { // what is valid compiles, so it is the folder: damaged, full or gone
+		h.log.Warn("plugin cache: cleared, and not used for this module", "error", clip(err.Error(), 300), "clearing", clearCache(h.cacheDir))
+	}
+	c.rt = h.uncached
+	if c.CompiledModule, err = h.uncached.CompileModule(ctx, metered); err != nil {
+		return c, bad("the module cannot be metered: %s", clip(cleanText([]byte(err.Error())), 500))
+	}
+	return c, nil
 }
 
 // cancelled is the error of a context that is done.
@@ -288,7 +337,7 @@ func (m *Module) start(ctx context.Context, fuel int64) (*instance, error) {
 	i := &instance{call: call{budget: fuel}}
 	i.ctx = context.WithValue(ctx, callKey{}, &i.call)
 	var err error
-	i.Module, err = m.host.rt.InstantiateModule(experimental.WithMemoryAllocator(i.ctx, m.host.memory), m.compiled, m.host.config)
+	i.Module, err = m.code.rt.InstantiateModule(experimental.WithMemoryAllocator(i.ctx, m.host.memory), m.code.CompiledModule, m.host.config)
 	if err != nil {
 		return nil, i.failure("start", err)
 	}

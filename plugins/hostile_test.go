@@ -32,9 +32,9 @@ var behaviours = []struct {
 	{"spin with divisions", "fuel", func(g *guest) []byte {
 		return call1(g.fn("", "", i64, lc(3), set(0), lop(lc(math.MaxInt64), get(0), op(0x7f), set(0), lc(3), set(0), br(0))))
 	}},
-	{"cache misses", "fuel", func(g *guest) []byte {
-		return call1(g.fn("", "", i32, ic(200), op(opMemoryGrow, 0), op(drop),
-			lop(get(0), ic(1664525), op(i32Mul), ic(1013904223), op(i32Add), tee(0), ic(8), op(i32ShrU), ic(0x7fffff), op(i32And), mem(i32Load, 0), get(0), op(i32Add), set(0), br(0))))
+	{"loads from everywhere", "fuel", func(g *guest) []byte {
+		return call1(g.fn("", "", i32, ic(40), op(opMemoryGrow, 0), op(drop),
+			lop(get(0), ic(1664525), op(i32Mul), ic(1013904223), op(i32Add), tee(0), ic(8), op(i32ShrU), ic(0x1fffff), op(i32And), mem(i32Load, 0), get(0), op(i32Add), set(0), br(0))))
 	}},
 	{"call tree", "fuel", func(g *guest) []byte {
 		f := g.fn("", "", "")
@@ -137,8 +137,23 @@ func onlyLarge(code []byte) []byte {
 	return join(honest(), get(0), mem(i32Load, offElems), ic(1000), op(0x4b), iff(code), ic(0))
 }
 
-// promptly wants f to end in time, while the garbage collector runs and another plugin answers.
+// promptly wants f to end in half a second, while the garbage collector runs and another plugin answers. On a machine that is busy with other
+// things, the best of some tries counts.
 func promptly(t *testing.T, other *Module, f func()) {
+	t.Helper()
+	var took time.Duration
+	for range patience {
+		if took = meanwhile(t, other, f); took <= 500*time.Millisecond {
+			return
+		}
+	}
+	t.Errorf("took %v, wanted at most half a second", took)
+}
+
+const patience = 4
+
+// meanwhile runs f beside a garbage collector and another plugin.
+func meanwhile(t *testing.T, other *Module, f func()) time.Duration {
 	t.Helper()
 	b, err := other.madeUp(4, 100, true)
 	if err != nil {
@@ -167,9 +182,6 @@ func promptly(t *testing.T, other *Module, f func()) {
 	took := time.Since(start)
 	close(stop)
 	<-stopped
-	if most := patience * 500 * time.Millisecond; took > most {
-		t.Errorf("took %v, wanted at most %v", took, most)
-	}
 	if calls.Load() == 0 {
 		t.Error("nothing else was served meanwhile")
 	}
@@ -177,10 +189,8 @@ func promptly(t *testing.T, other *Module, f func()) {
 	if _, err := other.Loss().Eval(context.Background(), in); err != nil {
 		t.Errorf("another plugin, afterwards: %v", err)
 	}
+	return took
 }
-
-// patience is for machines that are busy with other things, and for the collector and the plugin that run meanwhile.
-const patience = 3
 
 // ordinary is a batch of 64 datums of some 500 tokens.
 func ordinary(t testing.TB, m *Module) loss.Input {
@@ -262,7 +272,7 @@ func TestHostilePhases(t *testing.T) {
 
 // TestHostileMemory: a module has its memory, and the host's stack that its calls take is bounded as well.
 func TestHostileMemory(t *testing.T) {
-	h := openHost(t, Options{Limits: Limits{MemoryPages: 256}})
+	h := openHost(t, Options{Limits: Limits{MemoryPages: 256, FuelBase: 1e9}})
 	grow := hostileGuest()
 	grow.call = join(lop(ic(1), op(opMemoryGrow, 0), ic(-1), op(0x47), brIf(0)), op(0x3f, 0), ic(256), op(0x47), iff(op(unreachable)), ic(0))
 	if _, err := h.Check(context.Background(), grow.build()); err == nil || !strings.Contains(err.Error(), "loss is NaN") {

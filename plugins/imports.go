@@ -112,13 +112,25 @@ func instantiateHost(ctx context.Context, rt wazero.Runtime) error {
 		b := rt.NewHostModuleBuilder(module)
 		for _, name := range sortedNames(all[module]) {
 			f := all[module][name]
-			b.NewFunctionBuilder().WithGoModuleFunction(f.run, valueTypes(f.params), valueTypes(f.results)).Export(name)
+			run := f.run
+			if module != meterModule {
+				run = paid(run)
+			}
+			b.NewFunctionBuilder().WithGoModuleFunction(run, valueTypes(f.params), valueTypes(f.results)).Export(name)
 		}
 		if _, err := b.Instantiate(ctx); err != nil {
 			return fmt.Errorf("module %s: %w", module, err)
 		}
 	}
 	return nil
+}
+
+// paid takes fuel for leaving native code, whether the guest called by name or through a table.
+func paid(run wasm.GoModuleFunc) wasm.GoModuleFunc {
+	return func(ctx context.Context, m wasm.Module, stack []uint64) {
+		callOf(ctx).spend(ctx, costImport)
+		run(ctx, m, stack)
+	}
 }
 
 func valueTypes(s string) []wasm.ValueType { return []wasm.ValueType(s) }

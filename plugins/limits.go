@@ -17,7 +17,7 @@ type Limits struct {
 	RequestBytes int
 
 	// FuelBase and FuelPerElement are what a call may execute, in units of about one simple instruction: the sum of the base and of
-	// the per-element fuel for each log-probability and datum in it. Defaults 30 million, some 0.05 s, and 4000; a
+	// the per-element fuel for each log-probability and datum in it. Defaults 100 million, some 0.1 s, and 4000; a
 	// clipped policy loss in Go takes 1500, one in C 150, and the start of a Go program 2 million.
 	FuelBase, FuelPerElement int64
 
@@ -51,7 +51,7 @@ func (l Limits) withDefaults() Limits {
 	set(&l.Calls, runtime.GOMAXPROCS(0))
 	set(&l.Modules, 64)
 	if l.FuelBase <= 0 {
-		l.FuelBase = 30e6
+		l.FuelBase = 100e6
 	}
 	if l.FuelPerElement <= 0 {
 		l.FuelPerElement = 4000

@@ -163,12 +163,11 @@ func (m *Module) runAll(ctx context.Context, b *batch, chunks []chunk, weights [
 
 // runOne waits for a place and runs a chunk.
 func (m *Module) runOne(ctx context.Context, b *batch, c *chunk, weights [][]float32) (result, error) {
-	select {
-	case m.host.running <- struct{}{}:
-	case <-ctx.Done():
-		return result{}, cancelled(ctx)
+	leave, err := m.host.place(ctx)
+	if err != nil {
+		return result{}, err
 	}
-	defer func() { <-m.host.running }()
+	defer leave()
 	return m.run(ctx, b, c, weights)
 }
 

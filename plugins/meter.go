@@ -219,7 +219,7 @@ func (w *rewriter) body(f *body) []byte {
 // key finds an instruction in a table by its opcode.
 func (in instruction) key() uint32 { return uint32(in.op)<<16 | in.sub }
 
-// length says how an instruction's last operand, a count, is charged: a unit for 16 bytes that are moved, and one for each byte of
+// length says how an instruction's last operand, a count, is charged: a unit for 16 bytes that are moved, and four for each byte of
 // new memory, which the system has to find and to clear. What grows is paid for afterwards, and only if it did.
 type length struct {
 	set         bool
@@ -228,7 +228,7 @@ type length struct {
 }
 
 var lengths = map[uint32]length{
-	opMemoryGrow << 16:          {set: true, grows: true, left: 16},
+	opMemoryGrow << 16:          {set: true, grows: true, left: 18},
 	opMisc<<16 | miscMemoryInit: {set: true, right: 4},
 	opMisc<<16 | miscMemoryCopy: {set: true, right: 4},
 	opMisc<<16 | miscMemoryFill: {set: true, right: 4},

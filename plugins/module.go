@@ -9,21 +9,19 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/tetratelabs/wazero"
-
 	"tinkerlocal/engine/api"
 )
 
 // Module is a loaded plugin. Any goroutine may use it.
 type Module struct {
-	host     *Host
-	digest   string
-	size     int
-	compiled wazero.CompiledModule
-	meta     *Meta
-	report   Report
-	partial  bool // its weights for a datum depend on that datum alone
-	refs     int  // guarded by host.mu
+	host    *Host
+	digest  string
+	size    int
+	code    code
+	meta    *Meta
+	report  Report
+	partial bool // its weights for a datum depend on that datum alone
+	refs    int  // guarded by host.mu
 
 	tookOptional bool // the self-test's batch had optional inputs
 }
@@ -55,7 +53,7 @@ func (m *Module) Close() error {
 	if !last {
 		return nil
 	}
-	return m.compiled.Close(context.Background())
+	return m.code.Close(context.Background())
 }
 
 // open says whether the module may be used.
@@ -93,6 +91,11 @@ func (m *Module) named(err error) error {
 func (m *Module) describe(ctx context.Context) error {
 	ctx, cancel := m.deadline(ctx)
 	defer cancel()
+	leave, err := m.host.place(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	i, err := m.start(ctx, m.host.lim.FuelBase)
 	if err != nil {
 		return refusal(err)
@@ -149,7 +152,6 @@ type result struct {
 	metrics []metric
 	fuel    int64
 	pages   int
-	errText string
 }
 
 type metric struct {

@@ -92,7 +92,7 @@ const (
 	costCall   = 6
 	costBulk   = 32
 	costGrow   = 250
-	costImport = 250 // instead of costCall
+	costImport = 250 // beside costCall, taken by the host
 )
 
 // opRange gives opcodes [from, to] one row.

@@ -59,14 +59,6 @@ type AdapterTensor struct {
 	Stream func(w io.Writer) error `json:"-"`
 }
 
-// Floats returns the values, widened exactly where they are stored as F16 or BF16.
-func (t *AdapterTensor) Floats() []float32 {
-	if t.Values == nil {
-		return t.Stored.Float32s()
-	}
-	return t.Values
-}
-
 // Scale is the factor of B·A.
 func (a *Adapter) Scale() float64 {
 	if a.RSLoRA {

@@ -94,7 +94,7 @@ func TestWriteAdapterStreams(t *testing.T) {
 		t.Errorf("%d bytes, %d were announced, %v", size, n, err)
 	}
 	open, closeFile, err := OpenAdapter(dir)
-	if err != nil || open.Tensors[0].Values != nil || !slices.Equal(open.Tensors[0].Floats(), want.Tensors[0].Values) || !slices.Equal(want.Tensors[0].Floats(), want.Tensors[0].Values) {
+	if err != nil || open.Tensors[0].Values != nil || !slices.Equal(open.Tensors[0].Stored.Float32s(), want.Tensors[0].Values) {
 		t.Errorf("%+v, %v", open, err)
 	}
 	closeFile()

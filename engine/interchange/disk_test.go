@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"testing/iotest"
 
 	"tinkerlocal/engine/api"
 	"tinkerlocal/engine/disk"
@@ -137,6 +138,12 @@ func TestCancelledArchive(t *testing.T) {
 	if left := files(t, temp); len(left) != 0 {
 		t.Errorf("%d files are left", len(left))
 	}
+	broken := io.MultiReader(bytes.NewReader(b[:1000]), iotest.ErrReader(os.ErrDeadlineExceeded))
+	if _, err = ReadArchive(context.Background(), broken, ReadOptions{Temp: temp}); !errors.Is(err, os.ErrDeadlineExceeded) || len(files(t, temp)) != 0 {
+		t.Errorf("the stream breaks: %v", err)
+	}
+	_, err = ReadArchive(context.Background(), bytes.NewReader(b), ReadOptions{Temp: filepath.Join(temp, "none")})
+	expect(t, "nowhere to keep it", err, api.NotFound, "archive: no such file")
 	src, err := ReadArchive(context.Background(), bytes.NewReader(b), ReadOptions{Temp: temp})
 	if err != nil {
 		t.Fatal(err)

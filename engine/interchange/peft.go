@@ -72,7 +72,8 @@ func planPEFT(a *Adapter, o PEFTOptions) (*Export, error) {
 		}
 	}
 	if copies > 0 {
-		x.Notes = append(x.Notes, fmt.Sprintf("PEFT has factors for each of the %d experts of a layer; what they share is written for each, which takes %d bytes more", copies, shared))
+		x.Notes = append(x.Notes, fmt.Sprintf("PEFT has factors for each of the %d experts of a layer; what they share is written for each, which takes %d bytes more", copies, shared),
+			"with transformers 5, peft 0.20 or newer is needed: older ones leave out the factors of experts, without an error")
 		if dense {
 			x.Notes = append(x.Notes, "peft with transformers 5 leaves out the factors of dense feed-forward layers in a model that has experts, too; peft with transformers 4 loads all")
 		}

@@ -31,7 +31,7 @@ func TestPEFTRoundTrip(t *testing.T) {
 		{"dense", enginetest.Small, seeded(3, true, true, true), PEFTOptions{}, ""},
 		{"without the head", enginetest.Small, seeded(3, true, false, true), PEFTOptions{Unembed: DropUnembed}, "the factors of the output projection are left out"},
 		{"experts", experts, seeded(2, true, true, true), PEFTOptions{Unembed: KeepUnembed}, "PEFT has factors for each of the 3 experts of a layer; what they share is written for each, which takes 384 bytes more; " +
-			"peft with transformers 5 leaves out the factors of dense"},
+			"with transformers 5, peft 0.20 or newer is needed: older ones leave out the factors of experts, without an error; peft with transformers 5 leaves out the factors of dense"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			sites := sitesOf(t, c.shape)

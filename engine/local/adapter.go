@@ -2,6 +2,7 @@ package local
 
 import (
 	"context"
+	"os"
 
 	"tinkerlocal/engine"
 	"tinkerlocal/engine/interchange"
@@ -17,9 +18,15 @@ func WriteAdapter(dir, baseModel string, w engine.Weights) error {
 	return x.Write(context.Background(), dir, interchange.WriteOptions{Replace: true})
 }
 
-// ReadAdapter reads a PEFT folder for a run or a sampler. A sampler takes an adapter of some modules as well.
-func ReadAdapter(dir string) (engine.Weights, error) {
-	s, err := interchange.OpenPEFT(dir)
+// ReadAdapter reads a PEFT folder, or an archive in a file, for a run or a sampler. A sampler takes an adapter of some modules as well.
+func ReadAdapter(path string) (engine.Weights, error) {
+	var s *interchange.Source
+	st, err := os.Stat(path)
+	if err == nil && !st.IsDir() {
+		s, err = interchange.OpenArchive(context.Background(), path, interchange.ReadOptions{})
+	} else {
+		s, err = interchange.OpenPEFT(path) // it says what is wrong with a path that leads nowhere
+	}
 	if err != nil {
 		return engine.Weights{}, err
 	}

@@ -116,6 +116,9 @@ func TestMoveRun(t *testing.T) {
 			if err := x.Write(ctx, file, interchange.WriteOptions{}); err != nil {
 				t.Fatal(err)
 			}
+			if w, err := ReadAdapter(file); err != nil || w.Lora.Rank != 4 || len(w.Tensors) != len(want) || w.Scale != 8 {
+				t.Errorf("read from the archive: %+v, %d tensors, %v", w.Lora, len(w.Tensors), err)
+			}
 			src, err := interchange.OpenArchive(ctx, file, interchange.ReadOptions{})
 			if err != nil {
 				t.Fatal(err)

@@ -14,7 +14,7 @@
 //	h = reward_chosen - reward_rejected - margin
 //	L = 1/pairs * sum (1-label_smoothing) softplus(-h) + label_smoothing softplus(h)
 //
-// Inputs: weights and ref_logprobs per token; margin, optional, of the chosen datum (arXiv 2402.10571, eq. 3). Parameters: beta
+// Inputs: weights and ref_logprobs per token; margin, optional, of the chosen datum (an offset: arXiv 2402.10571). Parameters: beta
 // 0.1; label_smoothing 0, at most 0.5. Metrics, means over pairs, named as in the Tinker cookbook: accuracy (reward_chosen >
 // reward_rejected), margin (their difference), chosen_reward, rejected_reward.
 //

@@ -349,6 +349,51 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestEmpty: datums without tokens, a group of them too, change nothing but means over datums, and no number becomes infinite or NaN.
+func TestEmpty(t *testing.T) {
+	wasm := all(t)
+	for i, g := range append(goldens(t), twinCases()...) {
+		b := g.batch()
+		for k := range 2 {
+			d := b.data[k]
+			inputs := map[string]tensor{}
+			for name, x := range d.inputs {
+				if len(x.floats) == len(d.logprobs) {
+					x.floats = nil
+				}
+				if name == "group" {
+					x.ints = []int64{77}
+				}
+				inputs[name] = x
+			}
+			b.data = append(b.data, datum{dims: [2]int{0, d.dims[1]}, inputs: inputs})
+		}
+		a, err := load(t, wasm[g.Loss]).run(t, b)
+		if err != nil {
+			t.Errorf("%d %s: %v", i, g.Loss, err)
+		}
+		for name, v := range a.metrics {
+			if v-v != 0 {
+				t.Errorf("%d %s: %s is %v", i, g.Loss, name, v)
+			}
+		}
+		nonzero := 0
+		for d := range a.weights {
+			for j, w := range a.weights[d] {
+				if w-w != 0 || w == 0 && g.Weights[d][j] != 0 {
+					t.Errorf("%d %s: datum %d weight %d is %v", i, g.Loss, d, j, w)
+				}
+				if w != 0 {
+					nonzero++
+				}
+			}
+		}
+		if a.loss-a.loss != 0 || nonzero == 0 {
+			t.Errorf("%d %s: loss %v, %d weights", i, g.Loss, a.loss, nonzero)
+		}
+	}
+}
+
 // TestMasked: a token of weight 0 may have an infinite log-probability.
 func TestMasked(t *testing.T) {
 	wasm := all(t)

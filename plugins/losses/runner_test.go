@@ -43,9 +43,9 @@ type answer struct {
 }
 
 type input struct {
-	Name, Dtype, Like string
-	Shape             []int
-	Optional          bool
+	Name, Dtype, Like, Summary string
+	Shape                      []int
+	Optional                   bool
 }
 
 type description struct {
@@ -56,9 +56,9 @@ type description struct {
 	}
 	Inputs []input
 	Params []struct {
-		Name, Type        string
-		Default, Min, Max *float64
-		Values            []string
+		Name, Type, Summary string
+		Default, Min, Max   *float64
+		Values              []string
 	}
 	Metrics []string
 }
@@ -68,11 +68,14 @@ type module struct {
 	desc description
 }
 
+// compiled spares the tests most of the compiling.
+var compiled = wazero.NewCompilationCache()
+
 // load compiles and instantiates a module; a second instance is another load.
 func load(t testing.TB, wasm []byte) *module {
 	t.Helper()
 	ctx := context.Background()
-	rt := wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfig().WithMemoryLimitPages(4096))
+	rt := wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfig().WithMemoryLimitPages(4096).WithCompilationCache(compiled))
 	t.Cleanup(func() { rt.Close(ctx) })
 	wasi_snapshot_preview1.MustInstantiate(ctx, rt) // Go guests
 	for _, host := range []struct {

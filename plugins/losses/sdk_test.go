@@ -28,6 +28,12 @@ func wasmTools(lang string) string {
 			return "no clang++ with wasm-ld on this machine"
 		}
 	case "rust":
+		var minor int
+		if out, err := exec.Command("cargo", "--version").Output(); err != nil {
+			return "no cargo on this machine"
+		} else if _, err := fmt.Sscanf(string(out), "cargo 1.%d.", &minor); err != nil || minor < 68 {
+			return "the crate needs Rust 1.68, this machine has " + string(out)
+		}
 		out, err := exec.Command("rustc", "--print", "sysroot").Output()
 		if err != nil {
 			return "no rustc on this machine"

@@ -24,9 +24,9 @@ TL_PLUGIN(
     "\"summary\":\"Bradley-Terry preference loss (arXiv 2203.02155, eq. 1) on sequence scores, mean over pairs. Datums 2i and 2i+1 are the preferred and "
     "the other sequence; the score is the sum of weights*logprob, with average=1 their mean; average=1 and a margin make SimPO (arXiv 2405.14734, eq. 6).\","
     "\"scope\":\"group\",\"grouping\":{\"by\":\"consecutive\",\"size\":2},"
-    "\"inputs\":[{\"name\":\"weights\",\"dtype\":\"float32\",\"like\":\"logprobs\"}],"
-    "\"params\":[{\"name\":\"beta\",\"type\":\"number\",\"default\":1,\"min\":0},"
-    "{\"name\":\"margin\",\"type\":\"number\",\"default\":0},"
-    "{\"name\":\"average\",\"type\":\"bool\",\"default\":0}],"
+    "\"inputs\":[{\"name\":\"weights\",\"dtype\":\"float32\",\"like\":\"logprobs\",\"summary\":\"1 on the answer's tokens, 0 elsewhere\"}],"
+    "\"params\":[{\"name\":\"beta\",\"type\":\"number\",\"default\":1,\"min\":0,\"summary\":\"factor of the difference of scores\"},"
+    "{\"name\":\"margin\",\"type\":\"number\",\"default\":0,\"summary\":\"difference that is asked for\"},"
+    "{\"name\":\"average\",\"type\":\"bool\",\"default\":0,\"summary\":\"1 divides a score by its sum of weights\"}],"
     "\"metrics\":[\"accuracy:mean\",\"margin:mean\",\"chosen_score:mean\",\"rejected_score:mean\"]}",
     bradley_terry)

@@ -1,5 +1,5 @@
 /* Direct preference optimisation. Rafailov et al. 2023, arXiv 2305.18290, eq. 7; label smoothing as in Mitchell 2023,
- * "A note on DPO with noisy preferences" (cDPO), eq. 3; the offset as in Amini et al. 2024, arXiv 2402.10571 (ODPO), eq. 3.
+ * "A note on DPO with noisy preferences" (cDPO); the offset as in Amini et al. 2024, arXiv 2402.10571 (ODPO).
  *
  *   h = beta * [(s_chosen - s_chosen^ref) - (s_rejected - s_rejected^ref)] - margin,   s = sum of weights * logprob
  *   L = 1/pairs * sum (1-e) softplus(-h) + e softplus(h)                               e = label_smoothing
@@ -37,10 +37,10 @@ TL_PLUGIN(
     "\"summary\":\"Direct preference optimisation (arXiv 2305.18290, eq. 7), mean over pairs. Datums 2i and 2i+1 are the chosen and the rejected answer; "
     "weights mark the answer's tokens, ref_logprobs are the reference model's. margin (of the chosen datum) is subtracted from the difference of rewards.\","
     "\"scope\":\"group\",\"grouping\":{\"by\":\"consecutive\",\"size\":2},"
-    "\"inputs\":[{\"name\":\"weights\",\"dtype\":\"float32\",\"like\":\"logprobs\"},"
-    "{\"name\":\"ref_logprobs\",\"dtype\":\"float32\",\"like\":\"logprobs\"},"
-    "{\"name\":\"margin\",\"dtype\":\"float32\",\"shape\":[1],\"optional\":true}],"
-    "\"params\":[{\"name\":\"beta\",\"type\":\"number\",\"default\":0.1,\"min\":0},"
-    "{\"name\":\"label_smoothing\",\"type\":\"number\",\"default\":0,\"min\":0,\"max\":0.5}],"
+    "\"inputs\":[{\"name\":\"weights\",\"dtype\":\"float32\",\"like\":\"logprobs\",\"summary\":\"1 on the answer's tokens, 0 elsewhere\"},"
+    "{\"name\":\"ref_logprobs\",\"dtype\":\"float32\",\"like\":\"logprobs\",\"summary\":\"the reference model's log-probabilities\"},"
+    "{\"name\":\"margin\",\"dtype\":\"float32\",\"shape\":[1],\"optional\":true,\"summary\":\"of the chosen datum; subtracted from the difference of rewards\"}],"
+    "\"params\":[{\"name\":\"beta\",\"type\":\"number\",\"default\":0.1,\"min\":0,\"summary\":\"strength of the pull towards the reference\"},"
+    "{\"name\":\"label_smoothing\",\"type\":\"number\",\"default\":0,\"min\":0,\"max\":0.5,\"summary\":\"share of pairs that are the wrong way round\"}],"
     "\"metrics\":[\"accuracy:mean\",\"margin:mean\",\"chosen_reward:mean\",\"rejected_reward:mean\"]}",
     dpo)

@@ -51,11 +51,11 @@ TL_PLUGIN(
     "\"summary\":\"Kahneman-Tversky optimisation (arXiv 2402.01306, eq. 8), mean over labelled datums. label 1 is a desirable answer, 0 an undesirable one, "
     "-1 a prompt with another prompt's answer: those only estimate the reference point z0, which is 0 without them.\","
     "\"scope\":\"batch\","
-    "\"inputs\":[{\"name\":\"weights\",\"dtype\":\"float32\",\"like\":\"logprobs\"},"
-    "{\"name\":\"ref_logprobs\",\"dtype\":\"float32\",\"like\":\"logprobs\"},"
-    "{\"name\":\"label\",\"dtype\":\"int64\",\"shape\":[1]}],"
-    "\"params\":[{\"name\":\"beta\",\"type\":\"number\",\"default\":0.1,\"min\":0},"
-    "{\"name\":\"desirable_weight\",\"type\":\"number\",\"default\":1,\"min\":0},"
-    "{\"name\":\"undesirable_weight\",\"type\":\"number\",\"default\":1,\"min\":0}],"
+    "\"inputs\":[{\"name\":\"weights\",\"dtype\":\"float32\",\"like\":\"logprobs\",\"summary\":\"1 on the answer's tokens, 0 elsewhere\"},"
+    "{\"name\":\"ref_logprobs\",\"dtype\":\"float32\",\"like\":\"logprobs\",\"summary\":\"the reference model's log-probabilities\"},"
+    "{\"name\":\"label\",\"dtype\":\"int64\",\"shape\":[1],\"summary\":\"1 desirable, 0 undesirable, -1 mismatched: for the reference point only\"}],"
+    "\"params\":[{\"name\":\"beta\",\"type\":\"number\",\"default\":0.1,\"min\":0,\"summary\":\"factor of the log-ratio\"},"
+    "{\"name\":\"desirable_weight\",\"type\":\"number\",\"default\":1,\"min\":0,\"summary\":\"of datums of label 1\"},"
+    "{\"name\":\"undesirable_weight\",\"type\":\"number\",\"default\":1,\"min\":0,\"summary\":\"of datums of label 0\"}],"
     "\"metrics\":[\"kl:mean\",\"chosen_reward:mean\",\"rejected_reward:mean\",\"margin:mean\"]}",
     kto)

@@ -84,9 +84,9 @@ TL_PLUGIN(
     "\"summary\":\"Distillation from a teacher's top-K (arXiv 1503.02531, 2306.13649): targets are N x K candidates, teacher_logprobs theirs under the teacher. "
     "Sum over positions of the forward or reverse KL divergence, of the raw probabilities or renormalised over the candidates. A candidate of weight 0 is left out.\","
     "\"scope\":\"datum\","
-    "\"inputs\":[{\"name\":\"teacher_logprobs\",\"dtype\":\"float32\",\"like\":\"logprobs\"},"
-    "{\"name\":\"weights\",\"dtype\":\"float32\",\"like\":\"logprobs\",\"optional\":true}],"
-    "\"params\":[{\"name\":\"divergence\",\"type\":\"enum\",\"values\":[\"forward\",\"reverse\"],\"default\":0},"
-    "{\"name\":\"renormalize\",\"type\":\"bool\",\"default\":0}],"
+    "\"inputs\":[{\"name\":\"teacher_logprobs\",\"dtype\":\"float32\",\"like\":\"logprobs\",\"summary\":\"the teacher's log-probabilities of the candidates\"},"
+    "{\"name\":\"weights\",\"dtype\":\"float32\",\"like\":\"logprobs\",\"optional\":true,\"summary\":\"of each candidate; 0 leaves it out\"}],"
+    "\"params\":[{\"name\":\"divergence\",\"type\":\"enum\",\"values\":[\"forward\",\"reverse\"],\"default\":0,\"summary\":\"KL(teacher, student) or KL(student, teacher)\"},"
+    "{\"name\":\"renormalize\",\"type\":\"bool\",\"default\":0,\"summary\":\"1 divides probabilities by their sum over the candidates\"}],"
     "\"metrics\":[\"teacher_mass:mean\",\"student_mass:mean\"]}",
     topk_distillation)

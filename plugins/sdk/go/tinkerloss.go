@@ -102,6 +102,9 @@ func (b *Batch) BatchGroups() int { return int(b.u32(104)) }
 // Step is the optimiser step; 0 if unknown.
 func (b *Batch) Step() uint64 { return slice[uint64](b, 112, 1)[0] }
 
+// Config is the whole configuration: JSON with sorted keys, for what is not a parameter.
+func (b *Batch) Config() []byte { return slice[byte](b, b.u32(40), b.u32(44)) }
+
 // Group is the group of a datum, from 0.
 func (b *Batch) Group(datum int) int {
 	if off := b.u32(28); off != 0 {

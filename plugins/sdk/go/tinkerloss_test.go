@@ -18,13 +18,14 @@ func newRequest() []byte {
 			binary.LittleEndian.PutUint32(b[off+4*i:], x)
 		}
 	}
-	put(0, magic, abiVersion, uint32(len(b)), 0, 2, 3, 128, 224, 240, 1, 0, 0, 1024, 5, 1280, 2, 1536, 16, 4, 2)
+	put(0, magic, abiVersion, uint32(len(b)), 0, 2, 3, 128, 224, 240, 1, 700, 2, 1024, 5, 1280, 2, 1536, 16, 4, 2)
 	put(80, 10, 0)
 	put(104, 3)
 	put(112, 7)
 	put(224, 1, 0) // groups
 	binary.LittleEndian.PutUint64(b[240:], math.Float64bits(0.25))
 	copy(b[256:], "$logprobswn")
+	copy(b[700:], "{}")
 	put(128, 256, 9, 1, 320, 512, 5)
 	put(160, 265, 1, 1, 352, 576, 2)
 	put(192, 266, 1, 2, 384, 640, 2)
@@ -44,8 +45,8 @@ func TestBatch(t *testing.T) {
 	if b.Datums() != 2 || b.Elems() != 5 || b.Groups() != 2 || b.BatchDatums() != 4 || b.BatchElems() != 10 || b.BatchGroups() != 3 || b.Step() != 7 || b.EvaluateOnly() {
 		t.Error("the header is read wrong")
 	}
-	if b.Group(0) != 1 || b.Group(1) != 0 || b.Param(0) != 0.25 {
-		t.Error("groups or parameters are read wrong")
+	if b.Group(0) != 1 || b.Group(1) != 0 || b.Param(0) != 0.25 || string(b.Config()) != "{}" {
+		t.Error("groups, parameters or configuration are read wrong")
 	}
 	w, n := b.Column("w"), b.Column("n")
 	if got := b.Float32s(w, 0); len(got) != 2 || got[1] != 2 {

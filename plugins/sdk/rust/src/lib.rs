@@ -56,7 +56,8 @@ impl<'a> Batch<'a> {
 
     /// A slice of the request. The host's offsets are checked all the same: safe Rust stays safe.
     fn slice<T>(&self, off: usize, n: usize) -> &'a [T] {
-        assert!(off.checked_add(n * core::mem::size_of::<T>()).is_some_and(|end| end <= self.len), "request: outside the buffer");
+        let end = n.checked_mul(core::mem::size_of::<T>()).and_then(|size| size.checked_add(off));
+        assert!(end.map_or(false, |end| end <= self.len) && off % core::mem::align_of::<T>() == 0, "request: an offset is wrong");
         unsafe { from_raw_parts(self.at.add(off) as *const T, n) }
     }
     fn slice_mut<T>(&mut self, off: usize, n: usize) -> &mut [T] {
@@ -93,6 +94,10 @@ impl<'a> Batch<'a> {
     }
     pub fn batch_elems(&self) -> f64 {
         self.slice::<u64>(80, 1)[0] as f64
+    }
+    /// The whole configuration: JSON with sorted keys, for what is not a parameter.
+    pub fn config(&self) -> &'a [u8] {
+        self.slice(self.size(40), self.size(44))
     }
     /// The optimiser step; 0 if unknown.
     pub fn step(&self) -> u64 {
@@ -166,6 +171,15 @@ impl<'a> Batch<'a> {
         self.slice_mut::<u8>(off + 64 * n + 16, len).copy_from_slice(&name.as_bytes()[..len]);
         self.slice_mut::<u32>(88, 1)[0] = n as u32 + 1;
     }
+    /// Writes a line to the server's log: level 0 debug, 1 info, 2 warning, 3 error. A module that uses it has an import.
+    pub fn log(&self, level: i32, text: &str) {
+        #[cfg(target_arch = "wasm32")]
+        unsafe {
+            module::log(level, text.as_ptr(), text.len())
+        }
+        #[cfg(not(target_arch = "wasm32"))]
+        let _ = (level, text);
+    }
     /// Writes an error's text; returns its status.
     pub fn fail(&mut self, e: Error) -> i32 {
         let (off, n) = (self.size(64), e.text.len().min(self.size(68)));
@@ -204,8 +218,8 @@ impl<'a> Batch<'a> {
 
 // Arithmetic: the same steps as in the C header, so the same bits.
 
-const LN2_HI: f64 = f64::from_bits(0x3FE6_2E42_FEE0_0000);
-const LN2_LO: f64 = f64::from_bits(0x3DEA_39EF_3579_3C76);
+const LN2_HI: f64 = 6.93147180369123816490e-01; // 33 bits: products with small integers are exact
+const LN2_LO: f64 = 1.90821492927058770002e-10;
 const SHIFT: f64 = 6755399441055744.0; // 1.5 * 2^52
 
 fn expm1_series(q: f64) -> f64 {
@@ -461,7 +475,10 @@ impl<'a> Tape<'a> {
         let nodes = self.nodes.borrow();
         assert!(nodes[loss.id].v.len() == 1, "tape: backward of {} numbers", nodes[loss.id].v.len());
         b.set_loss(nodes[loss.id].v[0]);
-        let (Some(logprobs), false) = (self.logprobs.get(), b.evaluate_only()) else { return };
+        let logprobs = match self.logprobs.get() {
+            Some(id) if !b.evaluate_only() => id,
+            _ => return,
+        };
         let mut grads: Vec<Vec<f64>> = nodes[..=loss.id].iter().map(|o| vec![0.0; if o.live { o.v.len() } else { 0 }]).collect();
         if !nodes[loss.id].live || logprobs > loss.id {
             return;
@@ -470,37 +487,22 @@ impl<'a> Tape<'a> {
         for id in (0..=loss.id).rev().filter(|&id| nodes[id].live) {
             let o = &nodes[id];
             let g = core::mem::take(&mut grads[id]);
-            let (x, y) = (&nodes[o.x].v, &nodes[o.y].v);
-            let one = |d: &dyn Fn(f64, f64) -> f64, grads: &mut [Vec<f64>]| {
-                grads[o.x].iter_mut().enumerate().for_each(|(i, t)| *t += g[i] * d(x[i], o.v[i]));
-            };
-            let two = |dx: &dyn Fn(f64, f64) -> f64, dy: &dyn Fn(f64, f64) -> f64, grads: &mut [Vec<f64>]| {
-                let at = |v: &[f64], i: usize| if v.len() == o.v.len() { i } else { 0 };
-                for i in 0..o.v.len() {
-                    let (i_x, i_y) = (at(x, i), at(y, i));
-                    if nodes[o.x].live {
-                        grads[o.x][i_x] += g[i] * dx(x[i_x], y[i_y]);
-                    }
-                    if nodes[o.y].live {
-                        grads[o.y][i_y] += g[i] * dy(x[i_x], y[i_y]);
-                    }
-                }
-            };
+            let back = Back { o, x: &nodes[o.x], y: &nodes[o.y], g: &g };
             match o.op {
                 Op::Leaf => {}
-                Op::Add => two(&|_, _| 1.0, &|_, _| 1.0, &mut grads),
-                Op::Sub => two(&|_, _| 1.0, &|_, _| -1.0, &mut grads),
-                Op::Mul => two(&|_, b| b, &|a, _| a, &mut grads),
-                Op::Div => two(&|_, b| 1.0 / b, &|a, b| -a / b / b, &mut grads),
-                Op::Min => two(&|a, b| if b < a { 0.0 } else { 1.0 }, &|a, b| if b < a { 1.0 } else { 0.0 }, &mut grads),
-                Op::Max => two(&|a, b| if b > a { 0.0 } else { 1.0 }, &|a, b| if b > a { 1.0 } else { 0.0 }, &mut grads),
-                Op::Keep => two(&|_, b| if b != 0.0 { 1.0 } else { 0.0 }, &|_, _| 0.0, &mut grads),
-                Op::Neg => one(&|_, _| -1.0, &mut grads),
-                Op::Exp => one(&|_, v| v, &mut grads),
-                Op::Log => one(&|x, _| 1.0 / x, &mut grads),
-                Op::Softplus => one(&|x, _| sigmoid(x), &mut grads),
-                Op::Sigmoid => one(&|_, v| v * (1.0 - v), &mut grads),
-                Op::Sqrt => one(&|_, v| if v > 0.0 { 0.5 / v } else { 0.0 }, &mut grads),
+                Op::Add => back.two(&mut grads, |_, _| 1.0, |_, _| 1.0),
+                Op::Sub => back.two(&mut grads, |_, _| 1.0, |_, _| -1.0),
+                Op::Mul => back.two(&mut grads, |_, b| b, |a, _| a),
+                Op::Div => back.two(&mut grads, |_, b| 1.0 / b, |a, b| -a / b / b),
+                Op::Min => back.two(&mut grads, |a, b| if b < a { 0.0 } else { 1.0 }, |a, b| if b < a { 1.0 } else { 0.0 }),
+                Op::Max => back.two(&mut grads, |a, b| if b > a { 0.0 } else { 1.0 }, |a, b| if b > a { 1.0 } else { 0.0 }),
+                Op::Keep => back.two(&mut grads, |_, b| if b != 0.0 { 1.0 } else { 0.0 }, |_, _| 0.0),
+                Op::Neg => back.one(&mut grads, |_, _| -1.0),
+                Op::Exp => back.one(&mut grads, |_, v| v),
+                Op::Log => back.one(&mut grads, |x, _| 1.0 / x),
+                Op::Softplus => back.one(&mut grads, |x, _| sigmoid(x)),
+                Op::Sigmoid => back.one(&mut grads, |_, v| v * (1.0 - v)),
+                Op::Sqrt => back.one(&mut grads, |_, v| if v > 0.0 { 0.5 / v } else { 0.0 }),
                 Op::Sum => grads[o.x].iter_mut().for_each(|t| *t += g[0]),
                 Op::Every(first, step) => g.iter().enumerate().for_each(|(i, g)| grads[o.x][first + i * step] += g),
                 Op::DatumSum | Op::GroupSum => self.parts(o.op, |i, whole| grads[o.x][i] += g[whole]),
@@ -510,6 +512,40 @@ impl<'a> Tape<'a> {
         }
         for (d, r) in self.tokens.iter().enumerate() {
             b.out(d).iter_mut().zip(&grads[logprobs][r.clone()]).for_each(|(o, g)| *o = -g as f32);
+        }
+    }
+}
+
+/// One step back: what node o, with the gradient g, adds to those of its operands.
+struct Back<'n> {
+    o: &'n Node,
+    x: &'n Node,
+    y: &'n Node,
+    g: &'n [f64],
+}
+
+impl Back<'_> {
+    /// d is the derivative by the operand, of its value and the result's.
+    fn one(&self, grads: &mut [Vec<f64>], d: impl Fn(f64, f64) -> f64) {
+        for (((t, g), x), v) in grads[self.o.x].iter_mut().zip(self.g).zip(&self.x.v).zip(&self.o.v) {
+            *t += g * d(*x, *v);
+        }
+    }
+    /// dx and dy are the derivatives by the operands, of their values. A lone operand gets the sum.
+    fn two(&self, grads: &mut [Vec<f64>], dx: impl Fn(f64, f64) -> f64, dy: impl Fn(f64, f64) -> f64) {
+        self.side(self.x.live, &mut grads[self.o.x], dx);
+        self.side(self.y.live, &mut grads[self.o.y], dy);
+    }
+    fn side(&self, live: bool, to: &mut [f64], d: impl Fn(f64, f64) -> f64) {
+        if !live {
+            return;
+        }
+        let (x, y, n) = (&self.x.v, &self.y.v, self.g.len());
+        let at = |v: &[f64], i: usize| v[if v.len() == n { i } else { 0 }];
+        if to.len() == n {
+            to.iter_mut().enumerate().for_each(|(i, t)| *t += self.g[i] * d(at(x, i), at(y, i)));
+        } else {
+            (0..n).for_each(|i| to[0] += self.g[i] * d(at(x, i), at(y, i)));
         }
     }
 }
@@ -679,10 +715,12 @@ macro_rules! plugin {
         /// The host calls it, with what loss_alloc gave.
         #[no_mangle]
         pub unsafe extern "C" fn loss_call(at: *mut u8, len: u32) -> i32 {
-            let Some(mut b) = $crate::Batch::new(at, len as usize) else { return 3 };
-            match $loss(&mut b) {
-                Ok(()) => 0,
-                Err(e) => b.fail(e),
+            match $crate::Batch::new(at, len as usize) {
+                None => 3,
+                Some(mut b) => match $loss(&mut b) {
+                    Ok(()) => 0,
+                    Err(e) => b.fail(e),
+                },
             }
         }
     };
@@ -702,6 +740,7 @@ mod module {
     #[link(wasm_import_module = "loss_host")]
     extern "C" {
         fn abort(ptr: *const u8, len: usize) -> !;
+        pub fn log(level: i32, ptr: *const u8, len: usize);
     }
 
     struct Upwards(AtomicUsize); // 0 before the first use
@@ -716,9 +755,9 @@ mod module {
                 top => top,
             };
             let start = (top + l.align() - 1) & !(l.align() - 1);
-            let Some(end) = start.checked_add(l.size()) else { return core::ptr::null_mut() };
+            let end = start.wrapping_add(l.size());
             let have = memory_size(0) << 16;
-            if end > have && memory_grow(0, (end - have + 65535) >> 16) == usize::MAX {
+            if end < start || end > have && memory_grow(0, (end - have + 65535) >> 16) == usize::MAX {
                 return core::ptr::null_mut();
             }
             self.0.store(end, Relaxed);

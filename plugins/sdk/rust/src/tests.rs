@@ -190,6 +190,14 @@ fn failures() {
 }
 
 #[test]
+#[should_panic(expected = "request: an offset is wrong")]
+fn lies() {
+    let mut r = Request::new(&logprobs());
+    r.put(48, 16384); // the weights, behind the end
+    r.run(|_| {});
+}
+
+#[test]
 #[should_panic(expected = "tape: vectors of 15 and 5 elements")]
 fn lengths() {
     Request::new(&logprobs()).run(|b| {
@@ -228,4 +236,17 @@ fn arithmetic() {
         assert!(ulps(exp(x), x.exp()) <= 1.0 && ulps(log(x), x.ln()) <= 1.0 && ulps(sqrt(x), x.sqrt()) <= 1.0, "{}", x);
     }
     assert!(softplus(1000.0) == 1000.0 && softplus(-1000.0) == 0.0 && sigmoid(-1000.0) == 0.0 && sigmoid(1000.0) == 1.0);
+}
+
+/// The bits of the C header, whose test has the same number.
+#[test]
+fn same_bits_as_c() {
+    let mut hash = 1469598103934665603u64; // FNV-1a over words
+    for i in 0..100_000i64 {
+        let x = (i - 50_000) as f64 * 0.0137;
+        for v in [exp(x), log(x + 700.0), log1p(x + 690.0), expm1(x / 1000.0), softplus(x / 10.0), sigmoid(x / 10.0)] {
+            hash = (hash ^ v.to_bits()).wrapping_mul(1099511628211);
+        }
+    }
+    assert_eq!(hash, 0x55ca87bcdfffeef7);
 }
