@@ -1,6 +1,10 @@
 package local_test
 
 import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -150,5 +154,34 @@ func TestPluginSpins(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestMischiefBuilds: the modules in testdata are what build.sh makes, where its compiler is at hand.
+func TestMischiefBuilds(t *testing.T) {
+	const compiler = "Debian clang version 14.0.6"
+	out, err := exec.Command("clang-14", "--version").Output()
+	if first, _, _ := strings.Cut(string(out), "\n"); err != nil || first != compiler {
+		t.Skipf("no %s on this machine", compiler)
+	}
+	if out, err := exec.Command("clang-14", "--print-prog-name=wasm-ld").Output(); err != nil || !filepath.IsAbs(strings.TrimSpace(string(out))) {
+		t.Skip("no wasm-ld on this machine")
+	}
+	folder := t.TempDir()
+	if out, err := exec.Command("bash", filepath.Join("testdata", "build.sh"), folder).CombinedOutput(); err != nil {
+		t.Fatalf("build.sh: %v\n%s", err, out)
+	}
+	for _, name := range []string{"mischief_datum.wasm", "mischief_batch.wasm"} {
+		have, err := os.ReadFile(filepath.Join("testdata", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		made, err := os.ReadFile(filepath.Join(folder, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(have, made) {
+			t.Errorf("%s is not what build.sh makes", name)
+		}
 	}
 }

@@ -100,6 +100,9 @@ func TestPluginNames(t *testing.T) {
 			t.Errorf("%s: loss %v, %v; cross_entropy has %v", name, got, err, want)
 		}
 	}
+	if out, err := outcome(r.Forward(input(pinnedCE, plain))); out.Metrics["loss:sum"] != want || err != nil {
+		t.Errorf("a forward has loss %v, %v; wanted %v", out.Metrics["loss:sum"], err, want)
+	}
 	if _, err := loss(pinnedDPO, pairs); api.CodeOf(err) != api.NotFound {
 		t.Errorf("a digest that was never there: %v", err)
 	}
