@@ -101,7 +101,7 @@ func products(s model.Spec, n int) (forward, backward model.Work) {
 	return model.Work{Forward: int64(n * all)}, model.Work{Backward: int64(n * (all - qkv)), Recompute: int64(n * head)}
 }
 
-// TestPluginWork: whatever computes the loss, a forward_backward is one forward and one backward; a forward is one forward and nothing more.
+// TestPluginWork: whatever computes the loss, a forward_backward is one forward and one backward, to the same bits; a forward is one forward and nothing more.
 func TestPluginWork(t *testing.T) {
 	p := openPlugins(t)
 	dpo, perDatum := use(t, p, "dpo"), use(t, p, twin("cross_entropy"))
@@ -127,8 +127,8 @@ func TestPluginWork(t *testing.T) {
 	}
 	for _, micro := range []int{4096, 20} {
 		e := openEngine(t, func(o *engine.Options) { o.Limits.MicroBatchTokens = micro })
-		r := newRun(t, e, "small", 4, 7)
-		forward, backward := products(r.Base().Spec, tokens)
+		forward, backward := products(newRun(t, e, "small", 4, 7).Base().Spec, tokens)
+		bits := map[string][]float32{}
 		for _, f := range []form{
 			{"built-in", func(r *engine.Run) (*engine.Future[api.ForwardBackwardOutput], error) {
 				return r.ForwardBackward(crossEntropy(plain))
@@ -148,13 +148,21 @@ func TestPluginWork(t *testing.T) {
 				return h.Backward(weights(h.LogProbs()))
 			}},
 		} {
+			r := newRun(t, e, "small", 4, 7)
 			before := work(e, "small")
 			fut, err := f.pass(r)
 			done(t, fut, err)
 			if got, want := work(e, "small").Sub(before), forward.Add(backward); got != want {
 				t.Errorf("%s, micro-batches of %d: computed %+v, wanted %+v", f.name, micro, got, want)
 			}
+			bits[f.name] = optimStep(t, r)
 		}
+		for a, b := range map[string]string{"module": "Go function", "hold": "Go function", "module per datum": "built-in"} {
+			if !slices.Equal(bits[a], bits[b]) {
+				t.Errorf("micro-batches of %d: the adapter of the %s has other bits than that of the %s", micro, a, b)
+			}
+		}
+		r := newRun(t, e, "small", 4, 7)
 		for _, l := range []loss.Loss{dpo, goFunc} {
 			before := work(e, "small")
 			f, err := r.ForwardCustom(data, l, nil)

@@ -6,7 +6,9 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"tinkerlocal/engine"
@@ -23,24 +25,44 @@ type pluginGolden struct {
 	Model   string
 	Adapter string
 	Factors []string
-	Cases   []struct {
-		Loss          string
-		Config        map[string]float64
-		Value         float64
-		ValueNoise    float64 `json:"value_noise"`
-		WeightsNoise  float64 `json:"weights_noise"`
-		LogProbsNoise float64 `json:"logprobs_noise"`
-		Data          []struct {
-			Tokens   []int32
-			Targets  []int64 `json:"target_tokens"`
-			Dims     []int
-			LogProbs []float64
-			Weights  []float64
-			Floats   map[string][]float32
-			Ints     map[string][]int64
-		}
-		Gradients [][5]float64 // of each factor: norm, three projections, their noise
+	Cases   []pluginCase
+}
+
+// pluginCase is one batch with a loss.
+type pluginCase struct {
+	Loss          string
+	Config        map[string]float64
+	Value         float64
+	ValueNoise    float64 `json:"value_noise"`
+	WeightsNoise  float64 `json:"weights_noise"`
+	LogProbsNoise float64 `json:"logprobs_noise"`
+	Data          []struct {
+		Tokens   []int32
+		Targets  []int64 `json:"target_tokens"`
+		Dims     []int
+		LogProbs []float64
+		Weights  []float64
+		Floats   map[string][]float32
+		Ints     map[string][]int64
 	}
+	Gradients [][5]float64 // of each factor: norm, three projections, their noise
+}
+
+func (c pluginCase) batch() (data []api.Datum) {
+	for _, d := range c.Data {
+		in := map[string]api.TensorData{"target_tokens": {Ints: d.Targets, Shape: d.Dims}}
+		for name, v := range d.Floats {
+			in[name] = api.TensorData{Floats: v, Shape: []int{len(v)}}
+			if len(v) == len(d.Targets) {
+				in[name] = api.TensorData{Floats: v, Shape: d.Dims}
+			}
+		}
+		for name, v := range d.Ints {
+			in[name] = api.Ints(v)
+		}
+		data = append(data, api.Datum{ModelInput: api.FromInts(d.Tokens), LossInputs: in})
+	}
+	return data
 }
 
 // noiseFactor is that of engine/model's goldens: how far our float32 results may lie from the float64 golden, in units
@@ -85,20 +107,7 @@ func TestPluginGoldens(t *testing.T) {
 		for i, c := range g.Cases {
 			t.Run(fmt.Sprint(e.Device().Variant, " ", i, " ", c.Loss), func(t *testing.T) {
 				seen[c.Loss] = true
-				var data []api.Datum
-				for _, d := range c.Data {
-					in := map[string]api.TensorData{"target_tokens": {Ints: d.Targets, Shape: d.Dims}}
-					for name, v := range d.Floats {
-						in[name] = api.TensorData{Floats: v, Shape: []int{len(v)}}
-						if len(v) == len(d.Targets) {
-							in[name] = api.TensorData{Floats: v, Shape: d.Dims}
-						}
-					}
-					for name, v := range d.Ints {
-						in[name] = api.Ints(v)
-					}
-					data = append(data, api.Datum{ModelInput: api.FromInts(d.Tokens), LossInputs: in})
-				}
+				data := c.batch()
 				r := newRun(t, e, base, start.Lora.Rank, 1)
 				defer r.Close()
 				l, err := r.Load(start)
@@ -142,6 +151,53 @@ func TestPluginGoldens(t *testing.T) {
 	for name := range losses.Bundled() {
 		if !seen[name] {
 			t.Errorf("%s has no golden", name)
+		}
+	}
+}
+
+// TestPluginsTogether: runs that train at the same time, each with another loss, have the bits that each has alone.
+func TestPluginsTogether(t *testing.T) {
+	g := readPluginGolden(t)
+	p := openPlugins(t)
+	base, err := filepath.Abs(filepath.Join("..", "model", "testdata", g.Model))
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := func() *engine.Engine {
+		return openEngine(t, func(o *engine.Options) { o.Models, o.Limits.MicroBatchTokens = local.Models{}, 32 })
+	}
+	train := func(r *engine.Run, c pluginCase) ([]float32, error) {
+		l, err := p.Use(t.Context(), c.Loss)
+		if err != nil {
+			return nil, err
+		}
+		for range 3 {
+			if _, err := outcome(r.ForwardBackwardCustom(c.batch(), l.Loss, c.Config)); err != nil {
+				return nil, err
+			}
+			if _, err := outcome(r.OptimStep(api.AdamParams{LearningRate: 0.01, Beta1: 0.9, Beta2: 0.95, Eps: 1e-8})); err != nil {
+				return nil, err
+			}
+		}
+		w, err := outcome(r.Weights())
+		var factors []float32
+		for _, x := range w.Tensors {
+			factors = append(factors, x.Values...)
+		}
+		return factors, err
+	}
+	e := open()
+	together, errs := make([][]float32, len(g.Cases)), make([]error, len(g.Cases))
+	var wg sync.WaitGroup
+	for i, c := range g.Cases {
+		r := newRun(t, e, base, 2, 1)
+		wg.Go(func() { together[i], errs[i] = train(r, c) })
+	}
+	wg.Wait()
+	for i, c := range g.Cases {
+		alone, err := train(newRun(t, open(), base, 2, 1), c)
+		if err != nil || errs[i] != nil || !slices.Equal(alone, together[i]) {
+			t.Errorf("%s: errors %v and %v, or other bits beside other runs than alone", c.Loss, err, errs[i])
 		}
 	}
 }

@@ -176,15 +176,6 @@ func TestPluginNames(t *testing.T) {
 	check("in another engine")
 }
 
-func must(t *testing.T, in api.ForwardBackwardInput, r *engine.Run) *engine.Future[api.ForwardBackwardOutput] {
-	t.Helper()
-	f, err := r.ForwardBackward(in)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return f
-}
-
 // TestPluginForward: a forward with a plugin gives the loss of a forward_backward, leaves no gradient, and is not what the run was trained with.
 func TestPluginForward(t *testing.T) {
 	p := openPlugins(t)
