@@ -226,6 +226,11 @@ func TestMergedCaught(t *testing.T) {
 				b[i] ^= 1
 			}
 		}, "row "},
+		{"a step in a column", mergeFrom, "model.layers.0.mlp.down_proj.weight", func(_ *testing.T, b []byte) {
+			for i := 2 * 7; i < len(b); i += 2 * 31 { // hidden from the sums by the roundings of the other values
+				b[i] ^= 1
+			}
+		}, ", column 7 is -0.019287109375, wanted "},
 		{"two rows exchanged", mergeExperts, "model.layers.2.mlp.experts.4.up_proj.weight", func(_ *testing.T, b []byte) {
 			const n = 22 * 4
 			one := slices.Clone(b[:n])
@@ -333,7 +338,7 @@ func TestMergedCancelled(t *testing.T) {
 	cancel()
 	_, err := PlanMerged(ctx, a, base, MergedOptions{})
 	fails(t, "plan", err, api.Cancelled)
-	for _, at := range []float64{0.1, 0.45, 0.6, 0.95} { // in the writing, and in the comparing
+	for _, at := range []float64{0.1, 0.3, 0.45, 0.6, 0.95} { // in the writing of merged and of other tensors, and in the comparing
 		ctx, cancel := context.WithCancel(context.Background())
 		x, _ := planOf(t, a, base, MergedOptions{})
 		parent := t.TempDir()
@@ -387,7 +392,15 @@ func TestMergedReplaces(t *testing.T) {
 		part   string
 	}{
 		{"a file more", write("notes.txt", "mine"), `"notes.txt" in it is not part of the export`},
-		{"a changed file", write("generation_config.json", "{}"), `"generation_config.json" in it has been changed`},
+		{"a changed file", func() {
+			name := filepath.Join(dir, "generation_config.json")
+			b, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b[0] = '['
+			write("generation_config.json", string(b))()
+		}, `"generation_config.json" in it has been changed`},
 		{"longer weights", write("model-00001-of-00002.safetensors", "x"), "has been changed"},
 		{"a folder in place of a file", func() {
 			name := filepath.Join(dir, "generation_config.json")
@@ -524,8 +537,11 @@ func TestMergedRounding(t *testing.T) {
 	for range 200000 {
 		v := math.Ldexp(random.Float64()*2-1, random.IntN(36)-20)
 		if random.IntN(2) == 0 { // near ties, which a rounding to float32 in between would hit
-			h := float64(kernels.BF16ToF32(uint16(random.Uint32())))
-			next := float64(kernels.BF16ToF32(kernels.F32ToBF16(float32(h)) + 1))
+			bits := uint16(random.Uint32())
+			h, next := float64(kernels.BF16ToF32(bits)), float64(kernels.BF16ToF32(bits+1))
+			if random.IntN(2) == 0 {
+				h, next = float64(kernels.F16ToF32(bits)), float64(kernels.F16ToF32(bits+1))
+			}
 			v = (h+next)/2 + math.Ldexp(h, -40)*float64(random.IntN(3)-1)
 			if !(math.Abs(v) < 60000 && math.Abs(v) > 1e-30) {
 				continue
