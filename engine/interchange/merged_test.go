@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"math"
@@ -276,6 +277,13 @@ func (d *failingDisk) SyncDir(name string) error {
 	return d.System.SyncDir(name)
 }
 
+func (d *failingDisk) Swap(a, b string) error {
+	if d.call == "rename" {
+		return syscall.EIO
+	}
+	return d.System.Swap(a, b)
+}
+
 func (d *failingDisk) Rename(from, to string) error {
 	if d.call == "rename" {
 		return syscall.EIO
@@ -309,7 +317,7 @@ func TestMergedFailingDisk(t *testing.T) {
 	a, base := peftAdapter(t, mergeFrom+"/adapter"), openBase(t, mergeFrom)
 	parent := t.TempDir()
 	path := filepath.Join(parent, "m")
-	for _, c := range []struct {
+	cases := []struct {
 		d    failingDisk
 		code api.Code
 	}{
@@ -318,15 +326,42 @@ func TestMergedFailingDisk(t *testing.T) {
 		{failingDisk{call: "sync"}, api.BadRequest},
 		{failingDisk{call: "syncdir"}, api.BadRequest},
 		{failingDisk{call: "rename"}, api.BadRequest},
-	} {
-		x, m := planOf(t, a, base, MergedOptions{})
-		d := c.d
-		m.disk = &d
-		fails(t, c.d.call, x.Write(context.Background(), path, WriteOptions{}), c.code, "export merged to "+path)
-		if left := listed(t, parent); len(left) > 0 {
-			t.Errorf("%s: %v is left", c.d.call, left)
+	}
+	var old []byte
+	for _, left := range []string{"[]", "[m]"} { // what is there before and after
+		for _, c := range cases {
+			x, m := planOf(t, a, base, MergedOptions{})
+			d := c.d
+			m.disk = &d
+			fails(t, c.d.call, x.Write(context.Background(), path, WriteOptions{Replace: true}), c.code, "export merged to "+path)
+			if got := fmt.Sprint(listed(t, parent)); got != left {
+				t.Errorf("%s: %v is left", c.d.call, got)
+			}
+			if old != nil && !bytes.Equal(folderText(t, path), old) {
+				t.Errorf("%s: the older export is changed", c.d.call)
+			}
+		}
+		if old == nil {
+			x, _ := planOf(t, a, base, MergedOptions{DropUnembed: true})
+			if err := x.Write(context.Background(), path, WriteOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			old = folderText(t, path)
 		}
 	}
+}
+
+// folderText is the names and contents of a folder's files.
+func folderText(t *testing.T, dir string) (all []byte) {
+	t.Helper()
+	for _, n := range listed(t, dir) {
+		b, err := os.ReadFile(filepath.Join(dir, n))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(append(all, n...), b...)
+	}
+	return all
 }
 
 // TestMergedCancelled: an export ends at the next block after its context has, and leaves nothing and no goroutine.
