@@ -126,14 +126,14 @@ func folderText(t *testing.T, dir string) (all []byte) {
 
 // TestMergedCancelled: an export ends at the next block after its context has, and leaves nothing and no goroutine.
 func TestMergedCancelled(t *testing.T) {
-	dir, a := bigBase(t, 1, 2)
+	dir, a := bigBase(t, 1, 2, 4000)
 	base := openBase(t, dir)
 	before := runtime.NumGoroutine()
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	_, err := PlanMerged(ctx, a, base, MergedOptions{})
 	fails(t, "plan", err, api.Cancelled)
-	for _, at := range []float64{0.1, 0.3, 0.45, 0.6, 0.95} { // in the writing of merged and of other tensors, and in the comparing
+	for _, at := range []float64{0.03, 0.1, 0.3, 0.6, 0.95} { // in the writing of merged and of other tensors, and in the comparing
 		ctx, cancel := context.WithCancel(context.Background())
 		x, _ := planOf(t, a, base, MergedOptions{})
 		parent := t.TempDir()
