@@ -170,6 +170,9 @@ func (m *merged) placeAll() error {
 			}
 		}
 	}
+	if sites != len(m.modules) { // no factor may be lost without a word, whatever is changed here
+		return api.Errorf(api.Internal, "%d of the adapter's %d modules have a place", sites, len(m.modules))
+	}
 	if missing > 0 {
 		m.note("The adapter has no factors for %d of the %d modules that its configuration trains; they keep the base's weights.", missing, missing+sites)
 	}

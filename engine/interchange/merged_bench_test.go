@@ -26,12 +26,12 @@ var (
 )
 
 // bigBase writes a random bfloat16 model with the widths of a Llama of 1 billion parameters, and makes an adapter of all its modules.
-func bigBase(b testing.TB, layers, rank int) (string, *Adapter) {
+func bigBase(b testing.TB, layers, rank, vocab int) (string, *Adapter) {
 	b.Helper()
 	dir := b.TempDir()
 	config := fmt.Sprintf(`{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": %d,
-  "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 32000, "hidden_act": "silu", "max_position_embeddings": 2048,
-  "tie_word_embeddings": false, "torch_dtype": "bfloat16"}`, layers)
+  "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": %d, "hidden_act": "silu", "max_position_embeddings": 2048,
+  "tie_word_embeddings": false, "torch_dtype": "bfloat16"}`, layers, vocab)
 	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {
 		b.Fatal(err)
 	}
@@ -64,7 +64,7 @@ func bigBase(b testing.TB, layers, rank int) (string, *Adapter) {
 			return nil
 		}})
 	}
-	add("model.embed_tokens.weight", 32000, 2048)
+	add("model.embed_tokens.weight", vocab, 2048)
 	add("model.norm.weight", 2048)
 	var ts []lora.Tensor
 	factor := func(name string, rows, cols int) {
@@ -102,7 +102,7 @@ func bigBase(b testing.TB, layers, rank int) (string, *Adapter) {
 // BenchmarkMerged merges into a model of two layers (20 with -merged_layers 20), written, synced and compared; with a plain, synced copy of the base
 // right before each export, to compare with.
 func BenchmarkMerged(b *testing.B) {
-	dir, a := bigBase(b, *mergedLayers, *mergedRank)
+	dir, a := bigBase(b, *mergedLayers, *mergedRank, 32000)
 	dev, err := cpu.Open(cpu.Options{})
 	if err != nil {
 		b.Fatal(err)

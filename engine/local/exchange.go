@@ -12,6 +12,7 @@ import (
 	"tinkerlocal/engine/hf"
 	"tinkerlocal/engine/interchange"
 	"tinkerlocal/engine/model"
+	"tinkerlocal/kernels"
 )
 
 // The formats of exports.
@@ -75,22 +76,33 @@ func (m Models) PlanExport(ctx context.Context, s api.Store, p api.Path, o Expor
 			err = errors.Join(fmt.Errorf("export %v: %w", r.Checkpoint().Path, err), x.Close())
 		}
 	}()
+	x.Export, err = x.plan(ctx, m, r, o)
+	return x, err
+}
+
+// base opens the base model for as long as the export lasts.
+func (x *Export) base(m Models, name string) (*hf.Checkpoint, error) {
+	src, err := m.Open(name)
+	if err == nil {
+		x.closers = append(x.closers, src.Close)
+	}
+	return src, err
+}
+
+// device is a device of the export's own: it multiplies factors faster than plain code.
+func (x *Export) device() (kernels.Device, error) {
+	dev, err := OpenDevice("cpu")
+	if err == nil {
+		x.closers = append(x.closers, dev.Close)
+	}
+	return dev, err
+}
+
+func (x *Export) plan(ctx context.Context, m Models, r api.CheckpointReader, o ExportOptions) (*interchange.Export, error) {
 	a := interchange.FromCheckpoint(r)
 	if o.BaseModel == "" {
 		o.BaseModel = a.BaseModel
 	}
-	base := func() (*hf.Checkpoint, error) {
-		src, err := m.Open(o.BaseModel)
-		if err == nil {
-			x.closers = append(x.closers, src.Close)
-		}
-		return src, err
-	}
-	x.Export, err = plan(ctx, a, r, base, o)
-	return x, err
-}
-
-func plan(ctx context.Context, a *interchange.Adapter, r api.CheckpointReader, base func() (*hf.Checkpoint, error), o ExportOptions) (*interchange.Export, error) {
 	drop := o.Unembed == DropUnembed
 	if o.Unembed == MergeUnembed && o.Format != PEFT {
 		return nil, api.Errorf(api.BadRequest, "the adapter of the output projection is merged by itself in the format peft only")
@@ -104,7 +116,7 @@ func plan(ctx context.Context, a *interchange.Adapter, r api.CheckpointReader, b
 	case PEFT:
 		p := interchange.PEFTOptions{Unembed: interchange.Unembed(o.Unembed)}
 		if o.Unembed == MergeUnembed {
-			src, err := base()
+			src, err := x.base(m, o.BaseModel)
 			if err != nil {
 				return nil, err
 			}
@@ -112,7 +124,7 @@ func plan(ctx context.Context, a *interchange.Adapter, r api.CheckpointReader, b
 		}
 		return interchange.PlanPEFT(a, p)
 	}
-	src, err := base()
+	src, err := x.base(m, o.BaseModel)
 	if err != nil {
 		return nil, err
 	}
@@ -122,7 +134,11 @@ func plan(ctx context.Context, a *interchange.Adapter, r api.CheckpointReader, b
 		if err != nil {
 			return nil, err
 		}
-		return interchange.PlanMerged(ctx, a, src, interchange.MergedOptions{DType: dtype, DropUnembed: drop})
+		dev, err := x.device()
+		if err != nil {
+			return nil, err
+		}
+		return interchange.PlanMerged(ctx, a, src, interchange.MergedOptions{DType: dtype, DropUnembed: drop, Device: dev})
 	case GGUF:
 		spec, err := model.NewSpec(src.Config)
 		if err != nil {
