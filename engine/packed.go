@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"context"
 	"errors"
 	"slices"
 	"time"
@@ -206,11 +205,7 @@ func (e *Engine) tryParts(parts []part, pl plan) ([]error, error) {
 		}
 	}
 	for i, c := range parts {
-		switch {
-		case errors.Is(failures[i], errSlowLoss):
-			c.p.leaveDevice()
-			failures[i] = nil
-		case failures[i] == nil:
+		if failures[i] == nil {
 			c.p.next = c.hi
 			if c.p.perDatum {
 				c.p.back = c.hi
@@ -220,33 +215,13 @@ func (e *Engine) tryParts(parts []part, pl plan) ([]error, error) {
 	return failures, nil
 }
 
-// deviceLossTime bounds the evaluation of a loss on the device's goroutine, where all others wait for it. Honest ones take
-// nanoseconds for each log-probability.
-const deviceLossTime = 50 * time.Millisecond
-
-var errSlowLoss = errors.New("the loss takes too long on the device's goroutine")
-
-// leaveDevice starts again with a loss per datum that was too slow: it is evaluated off the device's goroutine from now on, for the whole
-// batch, and so are other plugins of the run. The bits are the same.
-func (p *pass) leaveDevice() {
-	p.run.e.log.Warn("a loss is slow, it is evaluated apart from now on", "run", p.run.id)
-	p.run.slowLoss = true
-	p.perDatum = false
-	p.restart()
-}
-
-// weigh evaluates a loss per datum. One that fails leaves weights of zero, and one that takes too long is errSlowLoss.
+// weigh evaluates a loss per datum. One that fails leaves weights of zero.
 func (c part) weigh() error {
 	p := c.p
-	ctx, cancel := context.WithTimeout(p.run.e.ctx, deviceLossTime)
-	defer cancel()
-	out, err := guard(p.entry.name, func() (loss.Output, error) { return p.eval(ctx, c.lo, c.hi) })
+	out, err := guard(p.entry.name, func() (loss.Output, error) { return p.eval(p.run.e.ctx, c.lo, c.hi) })
 	if err != nil {
 		for i := c.lo; i < c.hi; i++ {
 			p.weights[i] = make([]float32, len(p.logProbs[i]))
-		}
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return errSlowLoss
 		}
 		return err
 	}

@@ -16,7 +16,7 @@ import (
 // micro-batch it is in, so each one is cut just before it runs, as large as the limits and the free memory allow.
 //
 // A loss whose weights for a datum depend on that datum alone (loss.PerDatum) is evaluated as the
-// micro-batches pass: one forward, one backward, no tape outlives its step; if it is too slow for that, it is treated as any other. Any other loss sees the
+// micro-batches pass: one forward, one backward, no tape outlives its step. Any other loss sees the
 // whole batch at once: the tapes of all micro-batches are kept until then, or the forward is run again for the
 // backward (see planKept). It is evaluated on a goroutine of its own while the device serves others. A hold ends when its
 // log-probabilities are known and leaves the pass to its [Held], whose backward goes on with it.
@@ -113,9 +113,6 @@ func (p *pass) begin() error {
 	for i := range p.items {
 		p.items[i].Adapter = p.run.adapter.Weights
 	}
-	if p.run.slowLoss && p.plugin() {
-		p.perDatum = false
-	}
 	switch {
 	case p.hold != nil:
 		p.recompute, p.keep = p.planKept()
@@ -182,17 +179,11 @@ func (p *pass) metrics() map[string]float64 {
 	return router
 }
 
-// plugin reports whether somebody else's code is the loss.
-func (p *pass) plugin() bool {
-	_, ok := p.loss.(loss.Plugin)
-	return ok
-}
-
 // evaluate gives the loss the whole batch. A per-datum loss did its part before: this time it makes the metrics of the
 // whole, so that they do not depend on how the batch was cut.
 func (p *pass) evaluate() (status, error) {
 	e := p.run.e
-	if p.perDatum && !p.plugin() {
+	if p.perDatum {
 		out, err := p.eval(e.ctx, 0, len(p.items))
 		p.out, p.known = out, true
 		return more, err

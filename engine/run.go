@@ -21,7 +21,6 @@ type Run struct {
 	order    int
 	base     *base
 	adapter  *lora.Adapter // the device's goroutine only
-	slowLoss bool          // see leaveDevice; the device's goroutine only
 	lora     api.LoraConfig
 	metadata map[string]string
 	bytes    int64

@@ -45,8 +45,7 @@ type Checker interface {
 }
 
 // PerDatum is a Loss whose weights for a datum depend on nothing but that datum. It may be evaluated on
-// parts of a batch; the metrics that count are those of an evaluation of the whole. All others wait while it is evaluated on a part, so
-// its context ends soon then; if it gives up for that reason, it is evaluated again apart, on the whole.
+// parts of a batch; the metrics that count are those of an evaluation of the whole.
 type PerDatum interface {
 	Loss
 	PerDatum()
