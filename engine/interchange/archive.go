@@ -135,7 +135,7 @@ func planArchive(r api.CheckpointReader, o ArchiveOptions) (*archive, error) {
 		e := &p.entries[i]
 		e.size = int64(len(e.text))
 		if e.tensors != nil {
-			if e.size, err = hf.SafetensorsBytes(e.tensors, peftMetadata); err != nil {
+			if e.size, err = hf.SafetensorsSize(e.tensors, peftMetadata); err != nil {
 				return nil, err
 			}
 		}
