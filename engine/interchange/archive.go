@@ -197,7 +197,7 @@ func (p *archive) writeFile(ctx context.Context, path string, o WriteOptions) er
 			tensors += 4 * int64(length(t))
 		}
 	}
-	done := progress(o, 2*tensors)
+	done := reporting(o, 2*tensors)
 	write := func(w io.Writer) error { return p.writeTo(ctx, w, done) }
 	return disk.WriteFile(o.disk, path, o.Replace, write, func(staged string) error {
 		if err := p.compare(ctx, staged, done); err != nil {

@@ -146,7 +146,7 @@ func (p *peftFolder) write(ctx context.Context, dir string, o WriteOptions) erro
 	if p.head != nil {
 		size += int64(len(p.head.weight.Data))
 	}
-	done := progress(o, 2*size)
+	done := reporting(o, 2*size)
 	out := p.out
 	out.Tensors = slices.Clone(p.out.Tensors)
 	for i := range out.Tensors {

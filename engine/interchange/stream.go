@@ -9,8 +9,8 @@ import (
 	"tinkerlocal/engine/api"
 )
 
-// progress returns what counts bytes for o.Progress.
-func progress(o WriteOptions, total int64) func(n int) {
+// reporting returns what counts bytes for o.Progress.
+func reporting(o WriteOptions, total int64) func(n int) {
 	var done int64
 	return func(n int) {
 		done += int64(n)
