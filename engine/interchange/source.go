@@ -28,8 +28,8 @@ type Source struct {
 	Optimizer     bool // the moments are there
 	Version, Step int64
 
-	factors map[string]*storedFactor   // by the engine's names
-	moments map[string]hf.Tensor // by the engine's names, with their prefixes
+	factors map[string]*storedFactor // by the engine's names
+	moments map[string]hf.Tensor     // by the engine's names, with their prefixes
 	closers []func() error
 }
 
