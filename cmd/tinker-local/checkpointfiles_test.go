@@ -78,6 +78,9 @@ func TestExportImport(t *testing.T) {
 	if c := bring(filepath.Join(dir, "state.tar"), "tinker://moved/weights/final"); c.SHA256 != was.SHA256 || c.Step != was.Step || !c.Optimizer || c.BaseModel != tiny {
 		t.Errorf("the archive came back as %+v, wanted %+v", c, was.Checkpoint)
 	}
+	if code, _, stderr := cli(t.Context(), "train", "--resume", "moved", "--steps", "5", "--state", other, "--out", filepath.Join(dir, "on")); code != exitOK {
+		t.Errorf("the run that has moved does not go on: %s", stderr)
+	}
 	sampler := decode[checkpointReport](t, "checkpoint", "info", "tinker://"+run+"/sampler_weights/final", "--state", state)
 	for i, from := range []string{filepath.Join(dir, "peft"), adapter, filepath.Join(dir, "weights.tar"), filepath.Join(dir, "state.tar")} {
 		name := "tinker://moved/sampler_weights/" + string(rune('a'+i))

@@ -134,7 +134,7 @@ func (a *Adapter) ConfigText() ([]byte, error) {
 		return &s
 	}
 	modules := a.Targets
-	if len(modules) == 0 {
+	if len(modules) == 0 && len(a.Tensors) > 0 {
 		modules = targets(a.Tensors)
 	}
 	var text bytes.Buffer

@@ -69,7 +69,7 @@ func (a *Adapter) FolderBytes() (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	n, err := SafetensorsBytes(a.sources(), peftMetadata)
+	n, err := SafetensorsSize(a.sources(), peftMetadata)
 	return n + int64(len(text)), err
 }
 

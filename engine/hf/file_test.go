@@ -19,7 +19,7 @@ func TestSection(t *testing.T) {
 	if err := WriteSafetensors(&b, []Source{Floats("x", []int{2}, []float32{1, 2})}, map[string]string{"k": "v"}); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := SafetensorsBytes([]Source{{Name: "x", Stored: "F32", Shape: []int{2}}}, map[string]string{"k": "v"}); err != nil || n != int64(b.Len()) {
+	if n, err := SafetensorsSize([]Source{{Name: "x", Stored: "F32", Shape: []int{2}}}, map[string]string{"k": "v"}); err != nil || n != int64(b.Len()) {
 		t.Errorf("%d bytes were announced, %v", n, err)
 	}
 	path := filepath.Join(t.TempDir(), "archive")

@@ -96,7 +96,7 @@ func TestOfficialFile(t *testing.T) {
 	if err := WriteSafetensors(&out, again, h.metadata); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := SafetensorsBytes(again, h.metadata); err != nil || n != int64(out.Len()) {
+	if n, err := SafetensorsSize(again, h.metadata); err != nil || n != int64(out.Len()) {
 		t.Errorf("size is %d (%v), %d bytes were written", n, err, out.Len())
 	}
 	back, err := parseSafetensors(out.Bytes())

@@ -45,20 +45,11 @@ func Floats(name string, shape []int, values []float32) Source {
 	}}
 }
 
-// SafetensorsBytes is the size of the file that WriteSafetensors writes. No tensor's Write is called.
-func SafetensorsBytes(tensors []Source, metadata map[string]string) (int64, error) {
-	l, err := layOut(tensors, metadata)
-	if err != nil {
-		return 0, err
-	}
-	return int64(8+len(l.header)) + l.data, nil
-}
-
 // WriteSafetensors writes a safetensors file to w: tensors of wide types first, then by name, so that
 // the bytes depend on nothing but the contents. metadata may be nil. Names must differ. An error of w is
 // returned as it is; the others are BadRequest and name the tensor.
 func WriteSafetensors(w io.Writer, tensors []Source, metadata map[string]string) error {
-	l, err := layOut(tensors, metadata)
+	l, err := lay(tensors, metadata)
 	if err != nil {
 		return err
 	}
@@ -80,19 +71,31 @@ func WriteSafetensors(w io.Writer, tensors []Source, metadata map[string]string)
 	return nil
 }
 
-// fileLayout is what a file will be: its header, and its tensors in their order.
-type fileLayout struct {
-	header  []byte // padded
-	tensors []Source
-	sizes   []uint64
-	data    int64 // bytes of all tensors
+// SafetensorsSize is the number of bytes that WriteSafetensors will write. It looks at names, types and shapes only.
+func SafetensorsSize(tensors []Source, metadata map[string]string) (int64, error) {
+	l, err := lay(tensors, metadata)
+	if err != nil {
+		return 0, err
+	}
+	n := uint64(8 + len(l.header))
+	for _, size := range l.sizes {
+		n += size
+	}
+	return int64(n), nil
 }
 
-func layOut(tensors []Source, metadata map[string]string) (*fileLayout, error) {
+// fileLayout is what a file will hold: the header's text, and the tensors with their sizes in the order of their bytes.
+type fileLayout struct {
+	header  []byte
+	tensors []Source
+	sizes   []uint64
+}
+
+func lay(tensors []Source, metadata map[string]string) (*fileLayout, error) {
 	sorted := slices.SortedFunc(slices.Values(tensors), func(a, b Source) int {
 		return cmp.Or(cmp.Compare(dtypes[b.Stored].bits, dtypes[a.Stored].bits), strings.Compare(a.Name, b.Name))
 	})
-	l := &fileLayout{tensors: sorted, sizes: make([]uint64, len(sorted))}
+	sizes := make([]uint64, len(sorted))
 	seen := make(map[string]bool, len(sorted))
 	var text bytes.Buffer
 	text.WriteByte('{')
@@ -122,7 +125,7 @@ func layOut(tensors []Source, metadata map[string]string) (*fileLayout, error) {
 		if err != nil {
 			return nil, in("tensor "+quote(t.Name), err)
 		}
-		l.sizes[i] = size
+		sizes[i] = size
 		entry := struct {
 			DType   string    `json:"dtype"`
 			Shape   []int     `json:"shape"`
@@ -142,8 +145,7 @@ func layOut(tensors []Source, metadata map[string]string) (*fileLayout, error) {
 	if text.Len() > maxHeader {
 		return nil, bad("header of %d bytes, wanted at most %d", text.Len(), maxHeader)
 	}
-	l.header, l.data = text.Bytes(), int64(at)
-	return l, nil
+	return &fileLayout{text.Bytes(), sorted, sizes}, nil
 }
 
 // check returns the size of a tensor's bytes. It adds its name to seen.

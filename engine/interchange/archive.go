@@ -28,6 +28,9 @@ const (
 type ArchiveOptions struct {
 	// Optimizer adds optimizer.safetensors and training_state.json: with them a training run goes on elsewhere with the same bits.
 	Optimizer bool
+
+	// Metadata is the run's user metadata, kept beside the optimizer's state. May be nil.
+	Metadata map[string]string
 }
 
 // trainingState is training_state.json: what of a run is not a tensor.
@@ -37,6 +40,9 @@ type trainingState struct {
 	Lora          api.LoraConfig `json:"lora_config"` // with the seed that was used
 	Version       int64          `json:"version"`
 	Step          int64          `json:"step"`
+
+	Plugins  []api.PluginRecord `json:"plugins,omitempty"` // custom losses that the weights were trained with
+	Metadata map[string]string  `json:"user_metadata,omitempty"`
 }
 
 // stateVersion is the format_version of trainingState. A reader refuses a newer one.
@@ -124,7 +130,7 @@ func planArchive(r api.CheckpointReader, o ArchiveOptions) (*archive, error) {
 	}
 	p.entries = []entry{{name: configFile, text: text}, weights}
 	if o.Optimizer {
-		state, err := json.MarshalIndent(trainingState{stateVersion, c.BaseModel, c.Lora, c.Version, c.Step}, "", "  ")
+		state, err := json.MarshalIndent(trainingState{stateVersion, c.BaseModel, c.Lora, c.Version, c.Step, c.Plugins, o.Metadata}, "", "  ")
 		if err != nil {
 			return nil, err
 		}
@@ -135,7 +141,7 @@ func planArchive(r api.CheckpointReader, o ArchiveOptions) (*archive, error) {
 		e := &p.entries[i]
 		e.size = int64(len(e.text))
 		if e.tensors != nil {
-			if e.size, err = hf.SafetensorsBytes(e.tensors, peftMetadata); err != nil {
+			if e.size, err = hf.SafetensorsSize(e.tensors, peftMetadata); err != nil {
 				return nil, err
 			}
 		}

@@ -17,8 +17,8 @@ import (
 	"tinkerlocal/engine/disk"
 )
 
-// failingDisk is a real disk whose call number at fails, or that flips a bit of what is written in that call.
-type failingDisk struct {
+// brokenDisk is a real disk whose call number at fails, or that flips a bit of what is written in that call.
+type brokenDisk struct {
 	disk.System
 	at, calls int
 	flip      bool
@@ -26,7 +26,7 @@ type failingDisk struct {
 	cancel    func()
 }
 
-func (d *failingDisk) step(what string) error {
+func (d *brokenDisk) step(what string) error {
 	d.calls++
 	if d.calls != d.at {
 		return nil
@@ -42,34 +42,34 @@ func (d *failingDisk) step(what string) error {
 	return &fs.PathError{Op: what, Path: "somewhere", Err: syscall.ENOSPC}
 }
 
-func (d *failingDisk) Mkdir(name string) error {
+func (d *brokenDisk) Mkdir(name string) error {
 	if err := d.step("mkdir"); err != nil {
 		return err
 	}
 	return d.System.Mkdir(name)
 }
 
-func (d *failingDisk) Rename(from, to string) error {
+func (d *brokenDisk) Rename(from, to string) error {
 	if err := d.step("rename"); err != nil {
 		return err
 	}
 	return d.System.Rename(from, to)
 }
 
-func (d *failingDisk) Create(name string) (disk.File, error) {
+func (d *brokenDisk) Create(name string) (disk.File, error) {
 	if err := d.step("create"); err != nil {
 		return nil, err
 	}
 	f, err := d.System.Create(name)
-	return failingFile{f, d}, err
+	return brokenFile{f, d}, err
 }
 
-type failingFile struct {
+type brokenFile struct {
 	disk.File
-	d *failingDisk
+	d *brokenDisk
 }
 
-func (f failingFile) Write(b []byte) (int, error) {
+func (f brokenFile) Write(b []byte) (int, error) {
 	if err := f.d.step("write"); err != nil {
 		return 0, err
 	}
@@ -80,7 +80,7 @@ func (f failingFile) Write(b []byte) (int, error) {
 	return f.File.Write(b)
 }
 
-func (f failingFile) Sync() error {
+func (f brokenFile) Sync() error {
 	if err := f.d.step("sync"); err != nil {
 		return err
 	}
@@ -94,7 +94,7 @@ func holdsOnDisk(t *testing.T, x *Export, name string) {
 		for at := 1; ; at++ {
 			dir := t.TempDir()
 			ctx, cancel := context.WithCancel(context.Background())
-			d := &failingDisk{at: at, flip: mode == "flip"}
+			d := &brokenDisk{at: at, flip: mode == "flip"}
 			if mode == "cancel" {
 				d.cancel = cancel
 			}

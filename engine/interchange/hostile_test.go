@@ -88,6 +88,11 @@ func TestHostileArchives(t *testing.T) {
 	lie := bytes.Clone(good)
 	copy(lie[124:], "77777777777\x00") // the size in the first header
 	fixChecksum(lie)
+	sparse := tarOf(t, tarFile{tar.Header{Typeflag: tar.TypeReg, Name: configFile, Format: tar.FormatGNU}, "0123456789ab"})
+	sparse[156] = tar.TypeGNUSparse
+	copy(sparse[386:], "00000000000\x0000000000014\x00") // its one piece: 12 bytes from 0 on
+	copy(sparse[483:], "00000000014\x00")                // all of it
+	fixChecksum(sparse)
 	var bomb bytes.Buffer
 	z := gzip.NewWriter(&bomb)
 	_, _ = z.Write(make([]byte, 8<<20))
@@ -115,6 +120,7 @@ func TestHostileArchives(t *testing.T) {
 		{"device", link(tar.TypeChar), api.BadRequest, "is a device or pipe, wanted plain files only"},
 		{"pipe", link(tar.TypeFifo), api.BadRequest, "is a device or pipe, wanted plain files only"},
 		{"folder", tarOf(t, tarFile{tar.Header{Typeflag: tar.TypeDir, Name: "a/"}, ""}), api.BadRequest, `entry "a/" is a folder, wanted plain files only`},
+		{"sparse", sparse, api.BadRequest, `entry "adapter_config.json" is a sparse file, wanted plain files only`},
 		{"escape", tarOf(t, plainFile("../"+configFile, plainConfig)), api.BadRequest, `entry "../adapter_config.json" lies elsewhere`},
 		{"absolute", tarOf(t, plainFile("/etc/passwd", "x")), api.BadRequest, `entry "/etc/passwd" lies elsewhere`},
 		{"below", tarOf(t, plainFile("a/"+configFile, "x")), api.BadRequest, `entry "a/adapter_config.json" lies elsewhere`},

@@ -41,7 +41,7 @@ func importTo(ctx context.Context, src *Source, sites []lora.Site, st api.Store,
 	if c.BaseModel == "" {
 		c.BaseModel = a.BaseModel
 	}
-	c.Lora, c.Version = a.Lora, src.Version
+	c.Lora, c.Version, c.Plugins = a.Lora, src.Version, src.Plugins
 	c.Optimizer = src.Optimizer && c.Path.Kind == api.KindState
 	c.Step = 0
 	if src.Optimizer {

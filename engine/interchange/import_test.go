@@ -299,3 +299,80 @@ func TestImportCompares(t *testing.T) {
 		t.Errorf("it is still there: %v", err)
 	}
 }
+
+// cancelStore cancels at its call number at.
+type cancelStore struct {
+	api.Store
+	at, calls int
+	cancel    func()
+}
+
+func (s *cancelStore) step() {
+	if s.calls++; s.calls == s.at {
+		s.cancel()
+	}
+}
+
+func (s *cancelStore) Create(ctx context.Context, c api.Checkpoint, o api.SaveOptions) (api.CheckpointWriter, error) {
+	w, err := s.Store.Create(ctx, c, o)
+	return cancelWriter{w, s}, err
+}
+
+func (s *cancelStore) Open(ctx context.Context, p api.Path) (api.CheckpointReader, error) {
+	s.step()
+	r, err := s.Store.Open(ctx, p)
+	return cancelReader{r, s}, err
+}
+
+type cancelWriter struct {
+	api.CheckpointWriter
+	s *cancelStore
+}
+
+func (w cancelWriter) Tensor(ctx context.Context, t api.TensorInfo, data []byte) error {
+	w.s.step()
+	return w.CheckpointWriter.Tensor(ctx, t, data)
+}
+
+func (w cancelWriter) Commit(ctx context.Context) (api.Checkpoint, error) {
+	w.s.step()
+	return w.CheckpointWriter.Commit(ctx)
+}
+
+type cancelReader struct {
+	api.CheckpointReader
+	s *cancelStore
+}
+
+func (r cancelReader) Read(ctx context.Context, name string, dst []byte) error {
+	r.s.step()
+	return r.CheckpointReader.Read(ctx, name, dst)
+}
+
+// TestImportCancelled: an import that is cancelled at any moment leaves no checkpoint.
+func TestImportCancelled(t *testing.T) {
+	sites := sitesOf(t, experts)
+	src, err := OpenPEFT(peftDir(t, plainConfig, []hf.Source{hf.Floats(q0+"A.weight", []int{2, 8}, ramp(16, 1)), hf.Floats(q0+"B.weight", []int{12, 2}, ramp(24, 1))}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	to := api.Checkpoint{Path: api.Path{Run: "r", Kind: api.KindState, Name: "n"}, Owner: "me"}
+	for at := 1; ; at++ {
+		ctx, cancel := context.WithCancel(context.Background())
+		st := &cancelStore{Store: memory(t), at: at, cancel: cancel}
+		_, err := Import(ctx, src, sites, st, to, ImportOptions{})
+		cancel()
+		_, there := st.Info(context.Background(), to.Path)
+		if st.calls < at {
+			if err != nil || there != nil {
+				t.Errorf("not cancelled: %v, %v", err, there)
+			}
+			break
+		}
+		expect(t, "cancelled", err, api.Cancelled, "import tinker://r/weights/n: context canceled")
+		if api.CodeOf(there) != api.NotFound {
+			t.Errorf("cancelled at call %d: the checkpoint is there (%v)", at, there)
+		}
+	}
+}

@@ -270,7 +270,7 @@ func (m *merged) layShards() error {
 			s.sources = append(s.sources, hf.Source{Name: t.name, Stored: t.stored, Shape: t.from.Shape})
 		}
 		var err error
-		if s.bytes, err = hf.SafetensorsBytes(s.sources, safetensorsNotes); err != nil {
+		if s.bytes, err = hf.SafetensorsSize(s.sources, safetensorsNotes); err != nil {
 			return fmt.Errorf("%s: %w", s.file, err)
 		}
 		m.weightBytes += s.bytes

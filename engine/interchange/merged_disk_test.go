@@ -19,19 +19,6 @@ func TestMergedFailingDisk(t *testing.T) {
 	holdsOnDisk(t, x, "m")
 }
 
-// folderText is the names and contents of a folder's files.
-func folderText(t *testing.T, dir string) (all []byte) {
-	t.Helper()
-	for _, n := range listed(t, dir) {
-		b, err := os.ReadFile(filepath.Join(dir, n))
-		if err != nil {
-			t.Fatal(err)
-		}
-		all = append(append(all, n...), b...)
-	}
-	return all
-}
-
 // TestMergedCancelled: an export ends at the next block after its context has, and leaves nothing and no goroutine.
 func TestMergedCancelled(t *testing.T) {
 	dir, a := bigBase(t, 1, 2, 4000)

@@ -45,7 +45,7 @@ func PlanPEFT(a *Adapter, o PEFTOptions) (*Export, error) {
 func planPEFT(a *Adapter, o PEFTOptions) (*Export, error) {
 	x := &Export{Format: "peft"}
 	p := &peftFolder{source: a, cache: layerCache{a: a}}
-	p.out = hf.Adapter{BaseModel: a.BaseModel, Rank: a.Lora.Rank, Alpha: a.Scale * float64(a.Lora.Rank)}
+	p.out = hf.Adapter{BaseModel: a.BaseModel, Rank: a.Lora.Rank, Alpha: lora.Alpha(a.Lora, a.Scale)}
 	has := map[lora.Kind]bool{}
 	dense, copies := false, 0
 	var shared int64

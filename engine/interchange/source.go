@@ -27,14 +27,16 @@ type Source struct {
 	// Of an archive with training state.
 	Optimizer     bool // the moments are there
 	Version, Step int64
+	Plugins       []api.PluginRecord // custom losses that it was trained with
+	Metadata      map[string]string  // the run's
 
-	factors map[string]*stored   // by the engine's names
-	moments map[string]hf.Tensor // by the engine's names, with their prefixes
+	factors map[string]*storedFactor // by the engine's names
+	moments map[string]hf.Tensor     // by the engine's names, with their prefixes
 	closers []func() error
 }
 
-// stored is a factor in its file: one tensor, or one for each expert.
-type stored struct {
+// storedFactor is a factor in its file: one tensor, or one for each expert.
+type storedFactor struct {
 	name  string // of the first in the file
 	shape []int  // of the whole
 	parts []hf.Tensor
@@ -68,7 +70,7 @@ func (s *Source) Close() error {
 // take finds the engine's names of an adapter's tensors.
 func (s *Source) take(a *hf.Adapter) error {
 	s.BaseModel, s.Lora.Rank, s.Scale = a.BaseModel, a.Rank, a.Scale()
-	s.factors = map[string]*stored{}
+	s.factors = map[string]*storedFactor{}
 	split := map[string]map[int]hf.Tensor{} // of experts, by number
 	for _, t := range a.Tensors {
 		name, expert, err := engineName(t.Name)
@@ -87,7 +89,7 @@ func (s *Source) take(a *hf.Adapter) error {
 		if other := s.factors[name]; other != nil {
 			return api.Errorf(api.BadRequest, "adapter tensors %s and %s are two names of the same factor", clip(other.name), clip(t.Name))
 		}
-		s.factors[name] = &stored{t.Name, t.Shape, []hf.Tensor{t.Stored}, 1}
+		s.factors[name] = &storedFactor{t.Name, t.Shape, []hf.Tensor{t.Stored}, 1}
 	}
 	for _, name := range sortedNames(split) {
 		f, err := joined(name, split[name])
@@ -103,8 +105,8 @@ func (s *Source) take(a *hf.Adapter) error {
 }
 
 // joined makes one factor of those of each expert. What the experts share here must be equal there.
-func joined(name string, experts map[int]hf.Tensor) (*stored, error) {
-	f := &stored{first: len(experts)}
+func joined(name string, experts map[int]hf.Tensor) (*storedFactor, error) {
+	f := &storedFactor{first: len(experts)}
 	if shares(name) {
 		f.first = 1
 	}
@@ -136,7 +138,7 @@ func sortedNames[V any](m map[string]V) []string {
 }
 
 // floats writes the factor's values as little-endian float32 to dst, times scale, each rounded once.
-func (f *stored) floats(dst []byte, scale float64) error {
+func (f *storedFactor) floats(dst []byte, scale float64) error {
 	for _, t := range f.parts[:f.first] {
 		if t.DType == kernels.F32 && scale == 1 {
 			dst = dst[copy(dst, t.Data):]

@@ -258,6 +258,7 @@ func (s *Source) takeState(text []byte) error {
 		return api.Errorf(api.BadRequest, "step is %d and version is %d, wanted 0 or more", st.Step, st.Version)
 	}
 	s.Lora, s.Version, s.Step, s.Optimizer = st.Lora, st.Version, st.Step, true
+	s.Plugins, s.Metadata = st.Plugins, st.Metadata
 	if st.BaseModel != "" {
 		s.BaseModel = st.BaseModel
 	}

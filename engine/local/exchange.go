@@ -76,7 +76,7 @@ func (m Models) PlanExport(ctx context.Context, s api.Store, p api.Path, o Expor
 			err = errors.Join(fmt.Errorf("export %v: %w", r.Checkpoint().Path, err), x.Close())
 		}
 	}()
-	x.Export, err = x.plan(ctx, m, r, o)
+	x.Export, err = x.plan(ctx, m, s, r, o)
 	return x, err
 }
 
@@ -98,7 +98,7 @@ func (x *Export) device() (kernels.Device, error) {
 	return dev, err
 }
 
-func (x *Export) plan(ctx context.Context, m Models, r api.CheckpointReader, o ExportOptions) (*interchange.Export, error) {
+func (x *Export) plan(ctx context.Context, m Models, s api.Store, r api.CheckpointReader, o ExportOptions) (*interchange.Export, error) {
 	a := interchange.FromCheckpoint(r)
 	if o.BaseModel == "" {
 		o.BaseModel = a.BaseModel
@@ -112,7 +112,12 @@ func (x *Export) plan(ctx context.Context, m Models, r api.CheckpointReader, o E
 		if drop {
 			return nil, api.Errorf(api.BadRequest, "an archive holds the whole adapter")
 		}
-		return interchange.PlanArchive(r, interchange.ArchiveOptions{Optimizer: o.Optimizer && r.Checkpoint().Optimizer})
+		c := r.Checkpoint()
+		a := interchange.ArchiveOptions{Optimizer: o.Optimizer && c.Optimizer}
+		if run, err := s.Run(ctx, c.Path.Run); a.Optimizer && err == nil && run.Owner == c.Owner {
+			a.Metadata = run.UserMetadata
+		}
+		return interchange.PlanArchive(r, a)
 	case PEFT:
 		p := interchange.PEFTOptions{Unembed: interchange.Unembed(o.Unembed)}
 		if o.Unembed == MergeUnembed {
@@ -196,5 +201,16 @@ func (m Models) Import(ctx context.Context, source string, s api.Store, o Import
 	}
 	c = api.Checkpoint{Path: o.Path, Owner: o.Owner, BaseModel: o.BaseModel}
 	c, err = interchange.Import(ctx, src, spec.Sites(), s, c, interchange.ImportOptions{Save: o.Save, Seed: o.Seed})
-	return c, src.Notes, err
+	if err != nil {
+		return c, src.Notes, err
+	}
+	return c, src.Notes, recordImport(ctx, s, c, src.Metadata)
+}
+
+// recordImport makes the record of the run that a checkpoint was imported under, if there is none yet.
+func recordImport(ctx context.Context, s api.Store, c api.Checkpoint, metadata map[string]string) error {
+	if _, err := s.Run(ctx, c.Path.Run); api.CodeOf(err) != api.NotFound {
+		return nil // it is there, or its record is damaged and not ours to mend
+	}
+	return s.PutRun(ctx, api.RunRecord{ID: c.Path.Run, Owner: c.Owner, BaseModel: c.BaseModel, Lora: c.Lora, UserMetadata: metadata})
 }

@@ -63,3 +63,21 @@ func TestPartial(t *testing.T) {
 		t.Errorf("too large: %v", err)
 	}
 }
+
+// TestFold: our own scale is folded by 1 for every rank, and whole alphas come back.
+func TestFold(t *testing.T) {
+	for rank := 1; rank <= api.MaxRank; rank++ {
+		c := api.LoraConfig{Rank: rank}
+		for _, alpha := range []float64{1, 6, 16, api.LoraAlpha, 64} {
+			if got := Alpha(c, alpha/float64(rank)); got != alpha {
+				t.Fatalf("alpha %v of rank %d comes back as %v", alpha, rank, got)
+			}
+		}
+		if f := Fold(c, api.LoraAlpha/float64(rank)); f != 1 {
+			t.Fatalf("rank %d is folded by %v", rank, f)
+		}
+	}
+	if f := Fold(api.LoraConfig{Rank: 4}, 3.25); f != 3.25*4/32 {
+		t.Errorf("folded by %v", f)
+	}
+}

@@ -100,7 +100,16 @@ func (s *Snapshot) Free() { s.dev.Free(s.flat.Buf) }
 
 // Fold is what B is multiplied by when an adapter whose B·A is scaled by scale becomes one of ours, scaled by LoraAlpha/rank. The product
 // is rounded once; for a power of two it is exact.
-func Fold(c api.LoraConfig, scale float64) float64 { return scale * float64(c.Rank) / api.LoraAlpha }
+func Fold(c api.LoraConfig, scale float64) float64 { return Alpha(c, scale) / api.LoraAlpha }
+
+// Alpha is scale times the rank: a whole number where one gives this scale. (32/49·49 is not 32 in floating point.)
+func Alpha(c api.LoraConfig, scale float64) float64 {
+	alpha := scale * float64(c.Rank)
+	if n := math.Round(alpha); n/float64(c.Rank) == scale {
+		return n
+	}
+	return alpha
+}
 
 // What gather does about modules that are not there.
 const (
