@@ -27,8 +27,9 @@ type Limits struct {
 	// CompileTime bounds the compilation of one module. Default 30 s.
 	CompileTime time.Duration
 
-	// Calls is how many instances may run at a time, over all modules. Default: the number of CPUs that Go uses. The worst case in
-	// memory is that many times MemoryPages.
+	// Calls is how many instances may run at a time, over all modules; as many again may run on small parts of batches of per-datum losses,
+	// which never wait for large batches. Default: the number of CPUs that Go uses. The worst case in memory is twice that many times
+	// MemoryPages.
 	Calls int
 
 	// Modules is how many may be loaded. Default 64.
