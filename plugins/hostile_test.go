@@ -316,6 +316,18 @@ func TestWatchdog(t *testing.T) {
 	}
 }
 
+// TestHostileInterpreted: without a compiler, the same things end the same way.
+func TestHostileInterpreted(t *testing.T) {
+	h := openHost(t, Options{Interpreter: true, Limits: Limits{FuelBase: 1e6}})
+	for _, x := range behaviours {
+		g := hostileGuest()
+		g.call = join(x.code(g), ic(0))
+		if _, err := h.Check(context.Background(), g.build()); err == nil || !strings.Contains(err.Error(), x.want) {
+			t.Errorf("%s: got %v, wanted %q", x.name, err, x.want)
+		}
+	}
+}
+
 // TestHostileOutputs: what a module returns is held to the ABI before anything of it is used.
 func TestHostileOutputs(t *testing.T) {
 	h := openHost(t, Options{})
