@@ -63,7 +63,7 @@ const features = wasm.CoreFeaturesV2
 func Open(ctx context.Context, o Options) (*Host, error) {
 	lim := o.Limits.withDefaults()
 	h := &Host{
-		lim: lim, log: o.Log, cacheDir: o.CacheDir, memory: &memories{keep: lim.Calls},
+		lim: lim, log: o.Log, cacheDir: o.CacheDir, memory: &memories{keep: 2 * lim.Calls},
 		// Nobody reads the random source, but wazero's own would be seeded for each instance, which takes longer than all the rest.
 		config:  wazero.NewModuleConfig().WithName("").WithStartFunctions().WithRandSource(strings.NewReader("")),
 		running: make(chan struct{}, lim.Calls), quick: make(chan struct{}, lim.Calls), building: make(chan struct{}, 1), closing: make(chan struct{}),

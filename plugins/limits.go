@@ -1,6 +1,7 @@
 package plugins
 
 import (
+	"math"
 	"runtime"
 	"time"
 )
@@ -66,6 +67,7 @@ func (l Limits) withDefaults() Limits {
 	if !(l.Weight > 0) {
 		l.Weight = 1e6
 	}
+	l.Weight = min(l.Weight, math.MaxFloat32)
 	return l
 }
 
