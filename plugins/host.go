@@ -219,6 +219,11 @@ func (h *Host) build(ctx context.Context, binary []byte, digest string) (*Module
 }
 
 func (m *Module) build(ctx context.Context, binary []byte) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = api.Errorf(api.Internal, "the host failed on the module: %v", p)
+		}
+	}()
 	if len(binary) > m.host.lim.ModuleBytes {
 		return bad("the module has %d bytes, the limit is %d", len(binary), m.host.lim.ModuleBytes)
 	}
