@@ -95,7 +95,7 @@ func (m *module) checkABI() error {
 	for _, i := range m.imports {
 		f, known := hostFunctions[i.module][i.name]
 		if !known {
-			return bad("it imports %q from %q, which the ABI does not offer (see ABI.md, imports)", i.name, i.module)
+			return bad("it imports %q from %q, which the ABI does not offer (see ABI.md, imports)", clip(i.name, 64), clip(i.module, 64))
 		}
 		var got signature
 		if i.typ < uint32(len(m.types)) {

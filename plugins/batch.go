@@ -109,7 +109,10 @@ func (m *Meta) datum(d api.Datum, values bool) (dims [2]uint32, err error) {
 
 // twoDims are a tensor's dimensions as the ABI has them: one dimension is [T, 1].
 func twoDims(t api.TensorData) (dims [2]uint32, err error) {
-	shape := t.Dims()
+	shape := t.Shape
+	if shape == nil { // not Dims: it allocates, for each tensor of each datum
+		return [2]uint32{uint32(t.Len()), 1}, nil
+	}
 	dims = [2]uint32{1, 1}
 	n := int64(1)
 	for i, v := range shape {

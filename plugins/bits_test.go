@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 
 	"tinkerlocal/engine/api"
 	"tinkerlocal/engine/loss"
@@ -189,4 +190,22 @@ func TestEvaluateOnly(t *testing.T) {
 	if out := must(f.Loss().Evaluate(context.Background(), ordinary(t, f))); out["loss:sum"] != flagEvaluate {
 		t.Errorf("the plugin saw flags %v", out["loss:sum"])
 	}
+}
+
+// TestLanes: a small part of a batch does not wait for large batches.
+func TestLanes(t *testing.T) {
+	h := openHost(t, Options{Limits: Limits{Calls: 1}})
+	m := load(t, h, crossEntropy().build())
+	h.running <- struct{}{} // a large batch runs
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if _, err := m.Loss().Eval(ctx, raggedInput(m, 3)); err != nil {
+		t.Error(err)
+	}
+	quit, cancel := context.WithCancel(ctx)
+	cancel()
+	if _, err := m.Loss().Eval(quit, raggedInput(m, 120)); api.CodeOf(err) != api.Cancelled {
+		t.Errorf("another large batch: %v", err)
+	}
+	<-h.running
 }

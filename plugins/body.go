@@ -16,9 +16,13 @@ type body struct {
 
 // Segments are straight stretches of code: one begins at a function's start, behind each loop, if, else and end, and behind each br_if.
 // A region is a function without its loops, or a loop without its inner ones; control moves only forward in it, so each of its segments
-// runs at most once per turn. A region whose segments behind the first are cheap pays for all of them at its head: an
-// upper bound, and one charge per turn. Otherwise every segment pays for itself.
-const foldedCost = 128
+// runs at most once per turn. A region whose segments behind the first are cheap together pays for all of them at its head: an
+// upper bound, and one charge per turn. Otherwise every segment pays for itself. A region that switches runs few of its segments per turn (all loops
+// of a function in Go are one such), so less is folded there.
+const (
+	foldedCost   = 512
+	foldedSwitch = 128
+)
 
 // A charge costs about this itself.
 const chargeCost = 4
@@ -52,6 +56,7 @@ func (m *module) scanBody(r *reader, index int) (b body, err error) {
 	segments := []segment{{region: 0}}
 	heads := []int{0} // of each region, its first segment
 	regions := []int{0}
+	switches := map[int]bool{} // regions with a br_table
 	depth, values, joins := 0, 0, 0
 	loops := []bool{false} // of each open block, whether it is a loop
 	begin := func() { segments = append(segments, segment{region: regions[len(regions)-1]}) }
@@ -70,6 +75,7 @@ func (m *module) scanBody(r *reader, index int) (b body, err error) {
 			b.calls = true
 		case opBrTable:
 			joins += in.arity
+			switches[regions[len(regions)-1]] = true
 		case opMisc:
 			if in.sub >= miscMemoryInit {
 				joins += 3 // their bounds, and loops that copy
@@ -107,7 +113,7 @@ func (m *module) scanBody(r *reader, index int) (b body, err error) {
 	if err := r.end("the code"); err != nil {
 		return b, err
 	}
-	b.charges, b.heads = charges(segments, heads), len(heads)
+	b.charges, b.heads = charges(segments, heads, switches), len(heads)
 	for _, c := range b.charges {
 		if c > 0 {
 			b.paid++
@@ -122,7 +128,7 @@ func (m *module) scanBody(r *reader, index int) (b body, err error) {
 }
 
 // charges folds what is cheap into the heads.
-func charges(segments []segment, heads []int) []int {
+func charges(segments []segment, heads []int, switches map[int]bool) []int {
 	rest := make([]int, len(heads)) // of each region, the cost of its segments but the first
 	for i, s := range segments {
 		if heads[s.region] != i {
@@ -131,7 +137,11 @@ func charges(segments []segment, heads []int) []int {
 	}
 	out := make([]int, len(segments))
 	for i, s := range segments {
-		head, folded := heads[s.region] == i, rest[s.region] <= foldedCost
+		most := foldedCost
+		if switches[s.region] {
+			most = foldedSwitch
+		}
+		head, folded := heads[s.region] == i, rest[s.region] <= most
 		switch {
 		case head && folded:
 			out[i] = chargeCost + s.cost + rest[s.region]

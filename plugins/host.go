@@ -46,6 +46,7 @@ type Host struct {
 	memory   *memories
 	config   wazero.ModuleConfig
 	running  chan struct{} // a place for each instance that may run
+	quick    chan struct{} // likewise, for small parts of batches: the engine's device waits for these
 	building chan struct{} // one module is compiled at a time
 	closing  chan struct{} // closed by Close
 
@@ -62,10 +63,10 @@ const features = wasm.CoreFeaturesV2
 func Open(ctx context.Context, o Options) (*Host, error) {
 	lim := o.Limits.withDefaults()
 	h := &Host{
-		lim: lim, log: o.Log, cacheDir: o.CacheDir, memory: &memories{keep: lim.Calls},
+		lim: lim, log: o.Log, cacheDir: o.CacheDir, memory: &memories{keep: 2 * lim.Calls},
 		// Nobody reads the random source, but wazero's own would be seeded for each instance, which takes longer than all the rest.
 		config:  wazero.NewModuleConfig().WithName("").WithStartFunctions().WithRandSource(strings.NewReader("")),
-		running: make(chan struct{}, lim.Calls), building: make(chan struct{}, 1), closing: make(chan struct{}),
+		running: make(chan struct{}, lim.Calls), quick: make(chan struct{}, lim.Calls), building: make(chan struct{}, 1), closing: make(chan struct{}),
 		modules: map[string]*Module{}, loading: map[string]chan struct{}{},
 	}
 	if h.log == nil {
@@ -108,24 +109,26 @@ func (h *Host) Close() error {
 	clear(h.modules)
 	h.mu.Unlock()
 	close(h.closing)
-	for range cap(h.running) {
-		h.running <- struct{}{}
+	for _, lane := range []chan struct{}{h.running, h.quick} {
+		for range cap(lane) {
+			lane <- struct{}{}
+		}
 	}
 	h.building <- struct{}{}
 	ctx := context.Background()
 	return errors.Join(h.rt.Close(ctx), h.uncached.Close(ctx), h.validate.Close(ctx), h.cache.Close(ctx))
 }
 
-// place waits for the right to run an instance; the function it returns gives it back.
-func (h *Host) place(ctx context.Context) (func(), error) {
+// place waits for the right to run an instance in one of the lanes; the function it returns gives it back.
+func (h *Host) place(ctx context.Context, lane chan struct{}) (func(), error) {
 	select {
 	case <-h.closing:
 		return nil, errHostClosed
 	default:
 	}
 	select {
-	case h.running <- struct{}{}:
-		return func() { <-h.running }, nil
+	case lane <- struct{}{}:
+		return func() { <-lane }, nil
 	case <-h.closing:
 		return nil, errHostClosed
 	case <-ctx.Done():
@@ -216,6 +219,11 @@ func (h *Host) build(ctx context.Context, binary []byte, digest string) (*Module
 }
 
 func (m *Module) build(ctx context.Context, binary []byte) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = api.Errorf(api.Internal, "the host failed on the module: %v", p)
+		}
+	}()
 	if len(binary) > m.host.lim.ModuleBytes {
 		return bad("the module has %d bytes, the limit is %d", len(binary), m.host.lim.ModuleBytes)
 	}

@@ -1,6 +1,7 @@
 package plugins
 
 import (
+	"math"
 	"runtime"
 	"time"
 )
@@ -27,8 +28,9 @@ type Limits struct {
 	// CompileTime bounds the compilation of one module. Default 30 s.
 	CompileTime time.Duration
 
-	// Calls is how many instances may run at a time, over all modules. Default: the number of CPUs that Go uses. The worst case in
-	// memory is that many times MemoryPages.
+	// Calls is how many instances may run at a time, over all modules; as many again may run on small parts of batches of per-datum losses,
+	// which never wait for large batches. Default: the number of CPUs that Go uses. The worst case in memory is twice that many times
+	// MemoryPages.
 	Calls int
 
 	// Modules is how many may be loaded. Default 64.
@@ -65,6 +67,7 @@ func (l Limits) withDefaults() Limits {
 	if !(l.Weight > 0) {
 		l.Weight = 1e6
 	}
+	l.Weight = min(l.Weight, math.MaxFloat32)
 	return l
 }
 

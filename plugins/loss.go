@@ -163,7 +163,11 @@ func (m *Module) runAll(ctx context.Context, b *batch, chunks []chunk, weights [
 
 // runOne waits for a place and runs a chunk.
 func (m *Module) runOne(ctx context.Context, b *batch, c *chunk, weights [][]float32) (result, error) {
-	leave, err := m.host.place(ctx)
+	lane := m.host.running
+	if b.unknown && b.elems <= chunkElements {
+		lane = m.host.quick
+	}
+	leave, err := m.host.place(ctx, lane)
 	if err != nil {
 		return result{}, err
 	}

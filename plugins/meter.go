@@ -29,7 +29,7 @@ var (
 // inlined is how many charges a function may have before those that are not at its start or a loop's head become calls of a
 // function that charges. An inlined charge is two instructions' time, but it adds blocks to the function, and the compiler's time grows with
 // the square of their number.
-const inlined = 48
+const inlined = 64
 
 // rewriter writes one module.
 type rewriter struct {

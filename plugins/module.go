@@ -91,7 +91,7 @@ func (m *Module) named(err error) error {
 func (m *Module) describe(ctx context.Context) error {
 	ctx, cancel := m.deadline(ctx)
 	defer cancel()
-	leave, err := m.host.place(ctx)
+	leave, err := m.host.place(ctx, m.host.running)
 	if err != nil {
 		return err
 	}

@@ -132,7 +132,7 @@ var simd = table(256, []opRange{
 	{35, 83, opcode{none, 1}}, {84, 91, opcode{memoryLane, 2}}, {92, 93, opcode{memory, 1}}, {94, 255, opcode{none, 1}},
 	{0x5e, 0x5f, opcode{none, 2}}, {0x67, 0x6a, opcode{none, 2}}, {0x74, 0x75, opcode{none, 2}}, {0x7a, 0x7a, opcode{none, 2}}, // conversions, roundings
 	{0x94, 0x94, opcode{none, 2}}, {0xd5, 0xd5, opcode{none, 4}}, // f64x2 nearest; i64x2 mul
-	{0xe3, 0xe3, opcode{none, costSlow}}, {0xe7, 0xe7, opcode{none, costSlow}}, {0xef, 0xef, opcode{none, costSlow}}, {0xf3, 0xf3, opcode{none, costSlow}},
+	{0xe3, 0xe3, opcode{none, 2 * costSlow}}, {0xe7, 0xe7, opcode{none, 2 * costSlow}}, {0xef, 0xef, opcode{none, 2 * costSlow}}, {0xf3, 0xf3, opcode{none, 2 * costSlow}},
 	{0xf8, 0xff, opcode{none, 4}},                                                                  // conversions
 	{0x9a, 0x9a, opcode{}}, {0xa2, 0xa2, opcode{}}, {0xa5, 0xa6, opcode{}}, {0xaf, 0xb0, opcode{}}, // not assigned
 	{0xb2, 0xb4, opcode{}}, {0xbb, 0xbb, opcode{}}, {0xc2, 0xc2, opcode{}}, {0xc5, 0xc6, opcode{}}, {0xcf, 0xd0, opcode{}},

@@ -340,3 +340,42 @@ func TestRandomPrograms(t *testing.T) {
 	}
 	t.Logf("%d ended well, %d in a trap, %d units of fuel", ran, traps, paid)
 }
+
+// TestFunctionIndices: wherever a function is named, the rewritten module names the same one.
+func TestFunctionIndices(t *testing.T) {
+	h := openHost(t, Options{})
+	g := newGuest(crossEntropyMeta, ic(0))
+	g.imp("loss_host", "log", i32+i32+i32, "")
+	var f [9][]byte // indices of functions that return 1, 10, 100 and so on
+	power := int64(1)
+	for i := range f {
+		f[i] = appendU32(nil, g.fn("", i64, "", lc(power)))
+		power *= 10
+	}
+	ref := func(i int) []byte { return join(op(opRefFunc), f[i], op(opEnd)) }
+	at := func(i int) []byte { return join(ic(i), op(opEnd)) }
+	g.tables = append(g.tables, op(0x70, 0, 9))
+	g.elems = [][]byte{
+		join(op(0), at(0), op(1), f[0]), join(op(1, 0, 1), f[4]), join(op(2, 0), at(1), op(0, 1), f[1]), join(op(3, 0, 1), f[6]),
+		join(op(4), at(2), op(1), ref(2)), join(op(5, 0x70, 1), ref(5)), join(op(6, 0), at(3), op(0x70, 1), ref(3)), join(op(7, 0x70, 1), ref(8)),
+	}
+	g.globals = append(g.globals, join(op(0x70, 0), ref(7)))
+	code := join(
+		ic(4), ic(0), ic(1), misc1(miscTableInit), op(1, 0), ic(5), ic(0), ic(1), misc1(miscTableInit), op(5, 0),
+		ic(6), op(opRefFunc), f[6], op(0x26, 0), ic(7), gget(0), op(0x26, 0), ic(8), op(opRefFunc), f[8], op(0x26, 0))
+	// The sum of (i + 1) times what entry i returns, and of a direct call.
+	code = append(code, call1(uint32(f[8][0]))...)
+	for i := range f {
+		code = join(code, ic(i), op(opCallIndirect), appendU32(nil, g.typ("", i64)), op(0), lc(int64(i+1)), op(0x7e, 0x7c))
+	}
+	g.export("run", g.fn("", i64, "", code))
+	g.start = int(g.fn("", "", "", ic(700), ic(1), mem(i32Store, 0)))
+	binary := g.build()
+	ctx := context.Background()
+	for _, b := range [][]byte{binary, must(scan(binary)).rewrite()} {
+		o, _ := runProgram(t, h, must(h.rt.CompileModule(ctx, b)))
+		if o.err != "" || o.result != 987654321+1e8 || o.memory[700] != 1 {
+			t.Errorf("got %d %q, wanted the digits 1 to 9 from the right, and the last one twice", o.result, o.err)
+		}
+	}
+}

@@ -88,7 +88,7 @@ func TestRefusedModules(t *testing.T) {
 		{"a bomb of joins", "too much to compile", with(i32, bytes.Repeat(join(get(0), iff(ic(1), set(0))), 8000))},
 		{"a bomb of labels", "too much to compile", with("", blk(ic(0), op(opBrTable), appendU32(nil, 60_000), make([]byte, 60_001)))},
 		{"four billion locals", "more than 10000 locals", ce(func(g *guest) { g.raw("", "", join(op(1), appendU32(nil, 1<<32-1), op(0x7f)), nil) })},
-		{"four billion types", "4294967295 types, the limit is 10000", func() []byte {
+		{"four billion types", "4294967295 types, the limit is 2000", func() []byte {
 			return appendSection([]byte("\x00asm\x01\x00\x00\x00"), secType, appendU32(nil, 1<<32-1))
 		}},
 		{"four billion parameters", "4294967295 parameters", func() []byte {

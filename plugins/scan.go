@@ -10,7 +10,7 @@ import (
 // Limits of a module's shape, beyond its size. They keep what an instance takes and what the compiler does with it
 // in proportion; modules of C, Rust, AssemblyScript and Go stay far below all of them.
 const (
-	maxTypes    = 10_000
+	maxTypes    = 2_000 // wazero remembers each that it has seen
 	maxParams   = 128
 	maxResults  = 16
 	maxImports  = 64
@@ -195,7 +195,7 @@ func (m *module) section(id byte, s *reader) error {
 		for range n {
 			i := imported{module: s.name(), name: s.name()}
 			if kind := s.byte(); s.err == nil && kind != 0 {
-				s.fail("import %q %q is a %s, only functions are imported", i.module, i.name, kindName(kind))
+				s.fail("import %q %q is a %s, only functions are imported", clip(i.module, 64), clip(i.name, 64), kindName(kind))
 			}
 			i.typ = s.u32()
 			m.imports = append(m.imports, i)
