@@ -20,7 +20,6 @@ type batch struct {
 	params   []float64
 	config   []byte // canonical JSON
 	evaluate bool   // the weights are not wanted
-	unknown  bool   // the plugin is not told the size of the batch: this may be a part of one
 }
 
 // chunk is a part of a batch in one request.

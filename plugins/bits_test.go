@@ -90,7 +90,7 @@ func TestEngines(t *testing.T) {
 			}
 		}
 		ra, rb := a.Report(), b.Report()
-		if ra.StartFuel != rb.StartFuel || ra.Error != rb.Error || ra.PerDatum != rb.PerDatum {
+		if ra.StartFuel != rb.StartFuel || ra.Error != rb.Error {
 			t.Errorf("reports differ: %+v, %+v", ra, rb)
 		}
 	}
@@ -108,7 +108,6 @@ func TestUnmetered(t *testing.T) {
 		ctx := context.Background()
 		mod := must(h.rt.InstantiateModule(ctx, must(h.rt.CompileModule(ctx, binary)), h.config))
 		b := must(m.meta.input(in))
-		b.unknown = m.partial
 		c := m.meta.cut(b, 1<<30)[0]
 		l := must(m.meta.plan(b, &c))
 		at := uint32(must(mod.ExportedFunction(exportAlloc).Call(ctx, uint64(l.total)))[0])
@@ -179,20 +178,23 @@ func TestEvaluateOnly(t *testing.T) {
 	m := load(t, h, dpo().build())
 	in := raggedInput(m, 12)
 	want := must(m.Loss().Eval(context.Background(), in))
-	got := must(m.Loss().Evaluate(context.Background(), in))
-	if !maps.Equal(got, want.Metrics) {
-		t.Errorf("got %v, with weights %v", got, want.Metrics)
+	in.ValueOnly = true
+	got := must(m.Loss().Eval(context.Background(), in))
+	if !maps.Equal(got.Metrics, want.Metrics) || got.Weights != nil {
+		t.Errorf("got %+v, with weights %v", got, want.Metrics)
 	}
 	flag := newGuest(crossEntropyMeta)
 	flag.call = join(honest(), get(0), get(0), mem(i32Load, offFlags), op(0xb8), mem(f64Store, offOutLoss), ic(0))
 	flag.locals = crossEntropy().locals
 	f := load(t, h, flag.build())
-	if out := must(f.Loss().Evaluate(context.Background(), ordinary(t, f))); out["loss:sum"] != flagEvaluate {
-		t.Errorf("the plugin saw flags %v", out["loss:sum"])
+	in = ordinary(t, f)
+	in.ValueOnly = true
+	if out := must(f.Loss().Eval(context.Background(), in)); out.Metrics["loss:sum"] != flagEvaluate {
+		t.Errorf("the plugin saw flags %v", out.Metrics["loss:sum"])
 	}
 }
 
-// TestLanes: a small part of a batch does not wait for large batches.
+// TestLanes: a small batch does not wait for large ones.
 func TestLanes(t *testing.T) {
 	h := openHost(t, Options{Limits: Limits{Calls: 1}})
 	m := load(t, h, crossEntropy().build())

@@ -3,16 +3,15 @@ package plugins
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"time"
 
 	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/disk"
 )
 
 const (
@@ -40,7 +39,7 @@ func (r *Registry) Refresh(ctx context.Context) error {
 	r.refreshing.Lock()
 	defer r.refreshing.Unlock()
 	entries, err := os.ReadDir(r.opt.Dir)
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // one that is gone holds nothing
 		return r.folderError(err)
 	}
 	there := map[string]bool{}
@@ -205,45 +204,14 @@ func (r *Registry) unlink(name string) error {
 	if err := os.Remove(filepath.Join(r.opt.Dir, name+extension)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return r.folderError(err)
 	}
-	return syncFolder(r.opt.Dir)
+	return disk.SyncDir(r.opt.Dir)
 }
 
-// writeFile writes a file whole or not at all: it is written and synced under another name first.
-func writeFile(path string, b []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
-	if err != nil {
+// writeFile writes a file whole or not at all.
+func writeFile(path string, b []byte) error {
+	write := func(w io.Writer) error {
+		_, err := w.Write(b)
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncFolder(filepath.Dir(path))
-}
-
-// syncFolder makes names durable where that can be asked for.
-func syncFolder(dir string) error {
-	if runtime.GOOS == "windows" {
-		return nil // folders cannot be opened for this there
-	}
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	err = errors.Join(f.Sync(), f.Close())
-	if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, os.ErrInvalid) {
-		return nil // some network file systems have no such call
-	}
-	if err != nil {
-		return fmt.Errorf("sync %s: %w", dir, err)
-	}
-	return nil
+	return disk.WriteFile(disk.System{}, path, true, write, nil)
 }

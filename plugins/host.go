@@ -46,7 +46,7 @@ type Host struct {
 	memory   *memories
 	config   wazero.ModuleConfig
 	running  chan struct{} // a place for each instance that may run
-	quick    chan struct{} // likewise, for small parts of batches: the engine's device waits for these
+	quick    chan struct{} // likewise, for batches of one small request, which do not wait for large ones
 	building chan struct{} // one module is compiled at a time
 	closing  chan struct{} // closed by Close
 

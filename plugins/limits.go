@@ -22,7 +22,7 @@ type Limits struct {
 	// clipped policy loss in Go takes 1500, one in C 150, and the start of a Go program 2 million.
 	FuelBase, FuelPerElement int64
 
-	// CallTime bounds one evaluation by the clock. Default 30 s. Fuel ends most of what goes wrong long before.
+	// CallTime bounds one call by the clock. Default 30 s. Fuel ends most of what goes wrong long before.
 	CallTime time.Duration
 
 	// CompileTime bounds the compilation of one module. Default 30 s.

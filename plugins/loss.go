@@ -12,37 +12,15 @@ import (
 	"tinkerlocal/engine/loss"
 )
 
-// Plugin is a loss that a module computes. A datum-scope plugin whose answer does not depend on the size of the batch is a
-// [loss.PerDatum] as well.
-type Plugin interface {
-	loss.Loss
-	loss.Checker
-
-	// Evaluate is Eval without weights: for a forward that has no backward. The plugin is told so.
-	Evaluate(ctx context.Context, in loss.Input) (map[string]float64, error)
-
-	// Plugin says which module it is.
-	Plugin() api.PluginRecord
-}
-
-// Loss is the module as a loss. It may be used until the module is closed.
-func (m *Module) Loss() Plugin {
-	if m.partial {
-		return partialLoss{moduleLoss{m: m}}
-	}
-	return moduleLoss{m: m}
-}
+// Loss is the module as a loss, a [loss.Checker] and a [loss.Plugin]. It may be used until the module is closed. It is never a
+// [loss.PerDatum], whatever its scope: the engine evaluates those where all other runs wait for them, and a module may take its time.
+func (m *Module) Loss() loss.Plugin { return moduleLoss{m: m} }
 
 // moduleLoss keeps what holds the module open.
 type moduleLoss struct {
 	m    *Module
 	held *handle
 }
-
-// partialLoss may be evaluated on parts of a batch.
-type partialLoss struct{ moduleLoss }
-
-func (partialLoss) PerDatum() {}
 
 func (l moduleLoss) Plugin() api.PluginRecord { return l.m.Record() }
 
@@ -71,14 +49,8 @@ func (l moduleLoss) Eval(ctx context.Context, in loss.Input) (loss.Output, error
 	return l.m.eval(ctx, in, evalOptions{})
 }
 
-func (l moduleLoss) Evaluate(ctx context.Context, in loss.Input) (map[string]float64, error) {
-	out, err := l.m.eval(ctx, in, evalOptions{evaluate: true})
-	return out.Metrics, err
-}
-
-// evalOptions are for tests but for evaluate.
+// evalOptions are for tests.
 type evalOptions struct {
-	evaluate bool
 	workers  int // 0: as many as there are places
 	elements int // of a chunk; 0: chunkElements
 }
@@ -92,7 +64,7 @@ func (m *Module) eval(ctx context.Context, in loss.Input, o evalOptions) (loss.O
 	if err != nil {
 		return loss.Output{}, m.named(err)
 	}
-	b.evaluate, b.unknown = o.evaluate, m.partial
+	b.evaluate = in.ValueOnly
 	out, err := m.evalBatch(ctx, b, o)
 	if err != nil {
 		return loss.Output{}, m.named(err)
@@ -126,8 +98,6 @@ func (m *Module) evalBatch(ctx context.Context, b *batch, o evalOptions) (loss.O
 
 // runAll runs the chunks on several instances. The error is that of the first chunk that fails, whatever the order in which they ran.
 func (m *Module) runAll(ctx context.Context, b *batch, chunks []chunk, weights [][]float32, workers int) ([]result, error) {
-	ctx, cancel := m.deadline(ctx)
-	defer cancel()
 	results, errs := make([]result, len(chunks)), make([]error, len(chunks))
 	var next, failed atomic.Int64
 	failed.Store(math.MaxInt64)
@@ -164,7 +134,7 @@ func (m *Module) runAll(ctx context.Context, b *batch, chunks []chunk, weights [
 // runOne waits for a place and runs a chunk.
 func (m *Module) runOne(ctx context.Context, b *batch, c *chunk, weights [][]float32) (result, error) {
 	lane := m.host.running
-	if b.unknown && b.elems <= chunkElements {
+	if b.elems <= chunkElements {
 		lane = m.host.quick
 	}
 	leave, err := m.host.place(ctx, lane)
@@ -172,7 +142,13 @@ func (m *Module) runOne(ctx context.Context, b *batch, c *chunk, weights [][]flo
 		return result{}, err
 	}
 	defer leave()
-	return m.run(ctx, b, c, weights)
+	ctx, cancel := m.deadline(ctx) // waiting for a place is not the module's doing
+	defer cancel()
+	r, err := m.run(ctx, b, c, weights)
+	if err != nil && isInput(err) && c.lo > 0 {
+		err = bad("%w (counted from datum %d of the batch on)", err, c.lo)
+	}
+	return r, err
 }
 
 // merge adds the chunks' numbers up in their order. A metric that is not finite in one of them is dropped.

@@ -14,14 +14,13 @@ import (
 
 // Module is a loaded plugin. Any goroutine may use it.
 type Module struct {
-	host    *Host
-	digest  string
-	size    int
-	code    code
-	meta    *Meta
-	report  Report
-	partial bool // its weights for a datum depend on that datum alone
-	refs    int  // guarded by host.mu
+	host   *Host
+	digest string
+	size   int
+	code   code
+	meta   *Meta
+	report Report
+	refs   int // guarded by host.mu
 
 	tookOptional bool // the self-test's batch had optional inputs
 }

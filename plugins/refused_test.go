@@ -126,7 +126,7 @@ func TestRefusedModules(t *testing.T) {
 			}
 		})
 	}
-	if _, err := other.tryOut(context.Background(), must(other.madeUp(4, 5, true)), false); err != nil {
+	if _, err := other.tryOut(context.Background(), must(other.madeUp(4, 5, true))); err != nil {
 		t.Error(err)
 	}
 }

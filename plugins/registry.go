@@ -154,7 +154,15 @@ func (r *Registry) byName(name string) (*Module, error) {
 	if !ok {
 		return nil, api.Errorf(api.NotFound, "unknown loss_fn %q; plugins: %s", Prefix+clip(name, 100), r.names())
 	}
-	return r.take(context.Background(), name, binary, false)
+	m, err := r.take(context.Background(), name, binary, false)
+	if err != nil || r.opt.Dir == "" {
+		return m, err
+	}
+	// A later program may bring another module of this name; a run that was trained with this one may want it then.
+	if err := r.keep(name, binary); err != nil {
+		r.opt.Log.Warn("a bundled plugin cannot be kept for later", "name", name, "error", err)
+	}
+	return m, nil
 }
 
 // pinned finds a digest: among what was loaded, what is bundled, and what the folder keeps.
@@ -241,11 +249,7 @@ func (m *Module) lend() (loss.Loss, error) {
 	m.refs++
 	h := &handle{m}
 	runtime.AddCleanup(h, func(m *Module) { m.Close() }, m)
-	l := moduleLoss{m: m, held: h}
-	if m.partial {
-		return partialLoss{l}, nil
-	}
-	return l, nil
+	return moduleLoss{m: m, held: h}, nil
 }
 
 // List says what there is, by name: a bad file has an entry of its own.

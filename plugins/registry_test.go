@@ -26,7 +26,7 @@ func pluginOf(t *testing.T, l loss.Loss, err error) api.PluginRecord {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return l.(Plugin).Plugin()
+	return l.(loss.Plugin).Plugin()
 }
 
 func evalOnce(t *testing.T, l loss.Loss) {
@@ -151,7 +151,7 @@ func TestRegistryFolder(t *testing.T) {
 	}
 	fresh := must(NewRegistry(ctx, openHost(t, Options{}), RegistryOptions{Dir: dir}))
 	if l, err := fresh.Loss("wasm:ce@sha256:" + one.Digest); err == nil {
-		t.Errorf("a kept file with other bytes was taken: %+v", l.(Plugin).Plugin())
+		t.Errorf("a kept file with other bytes was taken: %+v", l.(loss.Plugin).Plugin())
 	}
 }
 

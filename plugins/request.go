@@ -117,11 +117,9 @@ func (m *Meta) plan(b *batch, c *chunk) (*layout, error) {
 	put(offErrorCap, maxErrorText)
 	put(offGroups, c.groups)
 	put(offChunk, c.index)
-	if !b.unknown {
-		put(offBatchDatums, len(b.data))
-		binary.LittleEndian.PutUint64(f[offBatchElems:], uint64(b.elems))
-		put(offBatchGroups, b.nGroups)
-	}
+	put(offBatchDatums, len(b.data))
+	binary.LittleEndian.PutUint64(f[offBatchElems:], uint64(b.elems))
+	put(offBatchGroups, b.nGroups)
 	binary.LittleEndian.PutUint64(f[offOutLoss:], math.Float64bits(math.NaN()))
 
 	for i := range l.columns {

@@ -23,7 +23,7 @@ func TestRequest(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 1))
 	for range 50 {
 		data, logProbs := randomBatch(rng)
-		checkRequest(t, m, data, logProbs, rng.IntN(3) == 0)
+		checkRequest(t, m, data, logProbs)
 	}
 }
 
@@ -59,10 +59,9 @@ func randomBatch(rng *rand.Rand) ([]api.Datum, [][]float32) {
 	return data, logProbs
 }
 
-func checkRequest(t *testing.T, m *Meta, data []api.Datum, logProbs [][]float32, unknown bool) {
+func checkRequest(t *testing.T, m *Meta, data []api.Datum, logProbs [][]float32) {
 	t.Helper()
 	b := must(m.prepare(data, logProbs, nil))
-	b.unknown = unknown
 	done := 0
 	for _, c := range m.cut(b, 20) {
 		l := must(m.plan(b, &c))
@@ -89,9 +88,6 @@ func checkRequest(t *testing.T, m *Meta, data []api.Datum, logProbs [][]float32,
 			t.Fatalf("header % x", view[:headerSize])
 		}
 		want := [3]int{len(data), b.elems, len(data) / 2}
-		if unknown {
-			want = [3]int{}
-		}
 		if got := [3]int{view.u32(72), view.u32(80), view.u32(104)}; got != want {
 			t.Fatalf("the batch's sizes are %v, wanted %v", got, want)
 		}
@@ -179,11 +175,11 @@ func FuzzRequest(f *testing.F) {
 		{"name":"target_tokens","dtype":"int64","like":"logprobs"},{"name":"w","dtype":"float32","like":"logprobs"},
 		{"name":"adv","dtype":"float32","like":"logprobs","optional":true},{"name":"id","dtype":"int64","shape":[1]}],
 		"params":[{"name":"beta","type":"number","default":0.25}]}`)))
-	f.Add(uint64(1), false)
-	f.Add(uint64(2), true)
-	f.Fuzz(func(t *testing.T, seed uint64, unknown bool) {
+	f.Add(uint64(1))
+	f.Add(uint64(2))
+	f.Fuzz(func(t *testing.T, seed uint64) {
 		data, logProbs := randomBatch(rand.New(rand.NewPCG(seed, 2)))
-		checkRequest(t, m, data, logProbs, unknown)
+		checkRequest(t, m, data, logProbs)
 	})
 }
 

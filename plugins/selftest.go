@@ -23,9 +23,6 @@ type Report struct {
 	StartFuel   int64         `json:"start_fuel"` // used by start and loss_describe
 	CompileTime time.Duration `json:"compile_ns"`
 
-	// PerDatum: the loss is a sum over datums and does not ask for the size of the batch, so batches may be shared and cut anywhere.
-	PerDatum bool `json:"per_datum"`
-
 	// Error is how far the weights are from the loss's difference quotient in one direction, as a part of the larger one. Without a
 	// result it is negative.
 	Error float64 `json:"gradient_error"`
@@ -77,7 +74,7 @@ func (m *Module) selfTestOn(ctx context.Context, optional bool) (bool, error) {
 				}
 			}
 		}
-		return m.tryOut(ctx, madeUpBatch{b.Data, lp, b.Config}, false)
+		return m.tryOut(ctx, madeUpBatch{b.Data, lp, b.Config})
 	}
 	base, err := at(0, nil)
 	if isInput(err) {
@@ -97,7 +94,6 @@ func (m *Module) selfTestOn(ctx context.Context, optional bool) (bool, error) {
 	if err := m.checkGradient(base, b, at); err != nil {
 		return false, err
 	}
-	m.tryParts(ctx, b, base)
 	m.tookOptional = optional
 	return true, nil
 }
@@ -147,29 +143,13 @@ func (m *Module) checkGradient(base evaluated, b madeUpBatch, at func(float32, [
 	return nil
 }
 
-// tryParts finds out whether a datum-scope loss gives the same weights when it sees one datum at a time, and is not told how
-// large the batch is.
-func (m *Module) tryParts(ctx context.Context, b madeUpBatch, base evaluated) {
-	if m.meta.Scope != ScopeDatum {
-		return
-	}
-	for i := range b.Data {
-		part, err := m.tryOut(ctx, madeUpBatch{b.Data[i : i+1], b.LogProbs[i : i+1], b.Config}, true)
-		if err != nil || !sameBits(part.weights, base.weights[i:i+1]) {
-			m.report.warn("the loss asks for the size of the batch, so its batches are not shared with other runs and are kept whole")
-			return
-		}
-	}
-	m.partial, m.report.PerDatum = true, true
-}
-
 // tryWithoutOptional wants the module to do without what it calls optional.
 func (m *Module) tryWithoutOptional(ctx context.Context) error {
 	b, err := m.madeUp(4, 5, false)
 	if err != nil {
 		return err
 	}
-	if _, err := m.tryOut(ctx, b, false); isInput(err) {
+	if _, err := m.tryOut(ctx, b); isInput(err) {
 		m.report.warn("without its optional inputs, it refuses the self-test's batch: %v", err)
 	} else if err != nil {
 		return selfTestError(fmt.Errorf("without optional inputs: %w", err))
@@ -210,12 +190,11 @@ type madeUpBatch struct {
 }
 
 // tryOut evaluates without asking whether the module is loaded: it is not, yet.
-func (m *Module) tryOut(ctx context.Context, in madeUpBatch, unknown bool) (evaluated, error) {
+func (m *Module) tryOut(ctx context.Context, in madeUpBatch) (evaluated, error) {
 	b, err := m.meta.prepare(in.Data, in.LogProbs, in.Config)
 	if err != nil {
 		return evaluated{}, err
 	}
-	b.unknown = unknown
 	out, err := m.evalBatch(ctx, b, evalOptions{})
 	return evaluated{out.Weights, out.Metrics, out.Metrics["loss:sum"]}, err
 }
@@ -305,7 +284,6 @@ func (m *Module) measure(ctx context.Context, r *Report) error {
 	if err != nil {
 		return err
 	}
-	batch.unknown = m.partial
 	best := time.Duration(math.MaxInt64)
 	var fuel float64
 	for start := time.Now(); best == math.MaxInt64 || time.Since(start) < 50*time.Millisecond; {

@@ -2,7 +2,6 @@ package local_test
 
 import (
 	"context"
-	"fmt"
 	"math"
 	"slices"
 	"testing"
@@ -14,13 +13,10 @@ import (
 )
 
 // TestPluginCrossEntropy: the module that computes cross_entropy gives the built-in loss's answer and, after a step, its adapter, bit for bit,
-// with one target or several at a position, in micro-batches or not, evaluated on parts of the batch or on the whole.
+// with one target or several at a position, in micro-batches or not.
 func TestPluginCrossEntropy(t *testing.T) {
 	p := openPlugins(t)
 	plugin := use(t, p, twin("cross_entropy"))
-	if _, ok := plugin.(loss.PerDatum); !ok {
-		t.Error("the module is not evaluated on parts of a batch")
-	}
 	for name, data := range map[string][]api.Datum{
 		"N": sequences(9), "N x K": {candidates(1, 7, 3), candidates(2, 1, 4), candidates(3, 12, 2), candidates(4, 5, 3)},
 	} {
@@ -28,7 +24,7 @@ func TestPluginCrossEntropy(t *testing.T) {
 			e := openEngine(t, func(o *engine.Options) { o.Limits.MicroBatchTokens = tokens })
 			var want api.ForwardBackwardOutput
 			var factors []float32
-			for i, l := range []loss.Loss{nil, plugin, whole{plugin}} {
+			for i, l := range []loss.Loss{nil, plugin} {
 				r := newRun(t, e, "small", 4, 7)
 				var f *engine.Future[api.ForwardBackwardOutput]
 				var err error
@@ -136,7 +132,7 @@ func TestPluginWork(t *testing.T) {
 			{"module", func(r *engine.Run) (*engine.Future[api.ForwardBackwardOutput], error) {
 				return r.ForwardBackwardCustom(data, dpo, nil)
 			}},
-			{"module per datum", func(r *engine.Run) (*engine.Future[api.ForwardBackwardOutput], error) {
+			{"module of datums", func(r *engine.Run) (*engine.Future[api.ForwardBackwardOutput], error) {
 				return r.ForwardBackwardCustom(plain, perDatum, nil)
 			}},
 			{"Go function", func(r *engine.Run) (*engine.Future[api.ForwardBackwardOutput], error) {
@@ -157,7 +153,7 @@ func TestPluginWork(t *testing.T) {
 			}
 			bits[f.name] = optimStep(t, r)
 		}
-		for a, b := range map[string]string{"module": "Go function", "hold": "Go function", "module per datum": "built-in"} {
+		for a, b := range map[string]string{"module": "Go function", "hold": "Go function", "module of datums": "built-in"} {
 			if !slices.Equal(bits[a], bits[b]) {
 				t.Errorf("micro-batches of %d: the adapter of the %s has other bits than that of the %s", micro, a, b)
 			}
@@ -184,10 +180,10 @@ func TestPluginRecompute(t *testing.T) {
 	}
 	for _, name := range []string{"dpo", twin("cross_entropy")} {
 		plugin, plain := use(t, p, name), data
-		if _, ok := plugin.(loss.PerDatum); ok {
+		if name != "dpo" {
 			plain = []api.Datum{sequence(1, 40), sequence(2, 40)}
 		}
-		t.Run(fmt.Sprintf("%T", plugin), func(t *testing.T) {
+		t.Run(name, func(t *testing.T) {
 			var want []float32
 			var plenty model.Work
 			layers, twice, refused := 0, 0, 0
@@ -228,7 +224,7 @@ func TestPluginRecompute(t *testing.T) {
 					twice++
 				}
 			}
-			if _, per := plugin.(loss.PerDatum); layers < 3 || (twice == 0) != per {
+			if layers < 3 || twice == 0 {
 				t.Errorf("layers were recomputed %d times, the forward run twice %d times, %d refused", layers, twice, refused)
 			}
 		})

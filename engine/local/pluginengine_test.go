@@ -123,9 +123,6 @@ func with(d api.Datum, name string, v api.TensorData) api.Datum {
 	return api.Datum{ModelInput: d.ModelInput, LossInputs: in}
 }
 
-// whole is a loss of which the engine does not know that it is one per datum.
-type whole struct{ loss.Loss }
-
 // outcome waits for a future, for a minute at most.
 func outcome[T any](f *engine.Future[T], err error) (T, error) {
 	if err != nil {

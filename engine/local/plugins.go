@@ -94,28 +94,31 @@ func (l *lazyLosses) Loss(name string) (loss.Loss, error) {
 	return p.Loss(name)
 }
 
+// plugins opens the plugins, or looks again for what has changed in their folder. Only the caller that looks waits for new modules.
 func (l *lazyLosses) plugins() (*Plugins, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	ctx := context.Background()
-	switch {
-	case l.closed:
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
 		return nil, api.Errorf(api.Closed, "the engine is closed")
-	case l.opened == nil:
-		p, err := OpenPlugins(ctx, l.state, l.state != "", l.log)
-		if err != nil {
-			return nil, err
-		}
-		l.opened = p
-	case time.Since(l.looked) > lookAgain:
-		if err := l.opened.Refresh(ctx); err != nil {
-			return nil, err
-		}
-	default:
-		return l.opened, nil
 	}
-	l.looked = time.Now()
-	return l.opened, nil
+	if l.opened == nil {
+		defer l.mu.Unlock()
+		p, err := OpenPlugins(ctx, l.state, l.state != "", l.log)
+		if err == nil {
+			l.opened, l.looked = p, time.Now()
+		}
+		return p, err
+	}
+	p, again := l.opened, time.Since(l.looked) > lookAgain
+	if again {
+		l.looked = time.Now()
+	}
+	l.mu.Unlock()
+	if again {
+		return p, p.Refresh(ctx)
+	}
+	return p, nil
 }
 
 // Close unloads the plugins. The engine calls it.
