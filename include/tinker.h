@@ -198,6 +198,10 @@ TINKER_API tinker_status tinker_engine_capabilities(tinker_engine *engine, char 
  * objects of tinker_model_info. *json is owned by you, free with tinker_free. since: 0.1 */
 TINKER_API tinker_status tinker_engine_models(tinker_engine *engine, char **json);
 
+/* The custom losses that can be named as "wasm:NAME": those that come with the library and those in the plugins folder of the state folder, with their
+ * inputs and parameters, as a JSON array. Each is compiled for it: the first call takes a while. *json is owned by you, free with tinker_free. since: 0.1 */
+TINKER_API tinker_status tinker_engine_plugins(tinker_engine *engine, char **json);
+
 /* Facts about one model, from its files; no weight is read: family, parameters, sizes, context, training type, and "needs", the device
  * memory for sampling and training. name: "tinker-local/tiny" (embedded), ORG/NAME, or the path of a folder.
  * *json is owned by you, free with tinker_free. Errors: NOT_FOUND. since: 0.1 */
@@ -347,7 +351,7 @@ TINKER_API tinker_status tinker_batch_set_csr(tinker_batch *batch, const char *n
 /* ---- Passes ------------------------------------------------------------------------------------------------------ */
 
 /* Computes a loss and adds its gradient to the run's: the whole, or on an error nothing. loss: "cross_entropy", "importance_sampling", "ppo", "cispo",
- * "dro" (inputs and configuration keys: those of the hosted service), or "wasm:NAME", a module of the models of custom losses.
+ * "dro" (inputs and configuration keys: those of the hosted service), or "wasm:NAME", a custom loss that tinker_engine_plugins lists.
  * config [config_count]: its configuration. Result: tinker_future_output. since: 0.1 */
 TINKER_API tinker_status tinker_forward_backward(tinker_run *run, tinker_batch *batch, const char *loss, const tinker_pair *config, int64_t config_count,
                                                  tinker_future **future);
@@ -383,8 +387,8 @@ TINKER_API tinker_status tinker_optim_step(tinker_run *run, const tinker_adam *a
 
 /* ---- Custom losses ----------------------------------------------------------------------------------------------- */
 
-/* A WASM module from memory [bytes] or a file: checked and compiled once, runs in a sandbox. Blocks while it is compiled. Errors: UNSUPPORTED,
- * NOT_FOUND. since: 0.1 */
+/* A WASM module from memory [bytes] or a file (docs/plugins.md): checked and compiled once, runs in a sandbox. Blocks while it is compiled. One that
+ * is not accepted gives BAD_REQUEST, and the message says why. Errors: NOT_FOUND, BUSY. since: 0.1 */
 TINKER_API tinker_status tinker_module_open(tinker_engine *engine, const void *wasm, int64_t bytes, tinker_module **module);
 TINKER_API tinker_status tinker_module_open_file(tinker_engine *engine, const char *path, tinker_module **module);
 TINKER_API tinker_status tinker_module_free(tinker_module *module);
@@ -444,12 +448,15 @@ TINKER_API tinker_status tinker_training_run_list(tinker_engine *engine, const c
 /* One record by its id. *json is owned by you, free with tinker_free. Errors: NOT_FOUND. since: 0.1 */
 TINKER_API tinker_status tinker_training_run_info(tinker_engine *engine, const char *id, char **json);
 
-/* Writes a checkpoint for other programs. options, a JSON object or NULL: see docs/c.md. format: "archive", "peft", "merged" or "gguf". out: the file or
- * folder to make, whole or not at all. Result: tinker_future_json. Errors: NOT_FOUND, NO_SPACE, UNSUPPORTED. since: 0.1 */
+/* Writes a checkpoint for other programs. format: "archive" (a tar file), "peft" (a folder), "merged" (a Hugging Face model folder) or "gguf" (a file for
+ * llama.cpp). out: what to make, whole or not at all; it is read again and compared. options, a JSON object or NULL: {"base_model": other than the
+ * checkpoint's, "unembed": "keep" | "drop" | "merge" (peft), "optimizer": true (archive: moments and step, too), "dtype": "float32" | "bfloat16" (merged),
+ * "own_head": true (gguf), "replace": true}. Result: tinker_future_json, {"format", "size_bytes", "notes"}. Errors: NOT_FOUND, NO_SPACE. since: 0.1 */
 TINKER_API tinker_status tinker_checkpoint_export(tinker_engine *engine, const char *path, const char *format, const char *out, const char *options,
                                                   tinker_future **future);
-/* Makes a checkpoint of an archive or a PEFT folder. options, a JSON object or NULL: see docs/c.md. Result: tinker_future_json, the
- * checkpoint. Errors: NOT_FOUND, DATA_LOSS, NO_SPACE. since: 0.1 */
+/* Makes a checkpoint of an archive or a PEFT folder. options, a JSON object: {"tinker_path": "tinker://RUN/weights/NAME" or ".../sampler_weights/NAME", needed;
+ * "owner", "base_model": where the source names none, "seed": of factors that the source lacks, "overwrite": true, "ttl_seconds"}. Result:
+ * tinker_future_json, the checkpoint with "notes". Errors: NOT_FOUND, DATA_LOSS, NO_SPACE. since: 0.1 */
 TINKER_API tinker_status tinker_checkpoint_import(tinker_engine *engine, const char *source, const char *options, tinker_future **future);
 
 /* ---- Sampling ---------------------------------------------------------------------------------------------------- */

@@ -37,7 +37,8 @@ func isFile(what string) bool {
 // maxModule is more than a host takes; it refuses what is larger than its limit by itself.
 const maxModule = 64 << 20
 
-func readModule(file string) ([]byte, error) {
+// ReadModule reads the file of a module.
+func ReadModule(file string) ([]byte, error) {
 	st, err := os.Stat(file)
 	switch {
 	case err != nil:
@@ -68,7 +69,7 @@ func (p *Plugins) module(ctx context.Context, what string) (*plugins.Module, err
 	if !isFile(what) {
 		return p.Module(ctx, PluginPrefix+what)
 	}
-	b, err := readModule(what)
+	b, err := ReadModule(what)
 	if err != nil {
 		return nil, err
 	}
@@ -110,7 +111,7 @@ func (p *Plugins) Find(ctx context.Context, name string) (PluginInfo, error) {
 
 // CheckFile checks the module in a file.
 func (p *Plugins) CheckFile(ctx context.Context, file string) (*PluginReport, error) {
-	b, err := readModule(file)
+	b, err := ReadModule(file)
 	if err != nil {
 		return nil, err
 	}
@@ -128,7 +129,7 @@ func inFile(file string, err error) error {
 
 // AddFile puts the module in a file into the plugins folder, under the name that it gives itself if name is empty.
 func (p *Plugins) AddFile(ctx context.Context, file, name string) (PluginInfo, error) {
-	b, err := readModule(file)
+	b, err := ReadModule(file)
 	if err != nil {
 		return PluginInfo{}, err
 	}
