@@ -933,6 +933,24 @@ static void forking(tinker_engine *engine, const char *dir) {
   TRUE(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
+/* The log goes to a descriptor, which stays the program's own. */
+static void logging(const char *dir) {
+  tinker_engine *engine = NULL;
+  tinker_engine_options o = TINKER_ENGINE_OPTIONS_INIT;
+  char path[256], text[4096] = "";
+  FILE *file;
+  snprintf(path, sizeof path, "%s/log", dir);
+  file = fopen(path, "w+");
+  if (!file) exit(3);
+  o.log_fd = fileno(file);
+  OK(tinker_engine_open(&o, &engine));
+  OK(tinker_engine_free(engine));
+  fputs("mine\n", file);
+  rewind(file);
+  TRUE(fread(text, 1, sizeof text - 1, file) > 0 && strstr(text, "engine open") && strstr(text, "mine"));
+  fclose(file);
+}
+
 /* The goroutines of the library, with one engine open that does nothing. */
 static long goroutines(void) {
   tinker_engine *engine = NULL;
@@ -984,6 +1002,7 @@ int main(int argc, char **argv) {
   closing(0);
   closing(1);
   two_engines(argv[1]);
+  logging(argv[1]);
   for (i = 0; i < 100 && ((after = goroutines()) > before); i++) usleep(50000); /* what was cancelled takes a moment */
   if (before < 0 || after > before) {
     fprintf(stderr, "%ld goroutines at first, %ld at the end\n", before, after);
