@@ -346,6 +346,15 @@ func TestWatchdog(t *testing.T) {
 	}
 }
 
+// TestCallTime: without a context of the caller's, the host's own clock ends a call.
+func TestCallTime(t *testing.T) {
+	h := openHost(t, Options{Limits: Limits{FuelBase: 1e15, CallTime: 50 * time.Millisecond}})
+	g := hostileGuest(endless(), ic(0))
+	if _, err := h.Check(context.Background(), g.build()); err == nil || !strings.Contains(err.Error(), "it took longer than 50ms") {
+		t.Error(err)
+	}
+}
+
 // TestHostileInterpreted: without a compiler, the same things end the same way.
 func TestHostileInterpreted(t *testing.T) {
 	h := openHost(t, Options{Interpreter: true, Limits: Limits{FuelBase: 1e7}})
