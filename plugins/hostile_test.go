@@ -143,7 +143,7 @@ func promptly(t *testing.T, other *Module, f func()) {
 	t.Helper()
 	var took time.Duration
 	for range patience {
-		if took = meanwhile(t, other, f); took <= 500*time.Millisecond {
+		if took = meanwhile(t, other, f); took <= 500*time.Millisecond || !timed {
 			return
 		}
 	}
@@ -339,7 +339,7 @@ func TestWatchdog(t *testing.T) {
 			defer cancel()
 			start := time.Now()
 			_, err := m.Loss().Eval(ctx, in)
-			if took := time.Since(start); err == nil || !strings.Contains(err.Error(), "deadline exceeded") || took > patience*200*time.Millisecond {
+			if took := time.Since(start); err == nil || !strings.Contains(err.Error(), "deadline exceeded") || timed && took > patience*200*time.Millisecond {
 				t.Errorf("after %v: %v", took, err)
 			}
 		})
