@@ -37,16 +37,18 @@ DESTDIR  ?=
 
 say = @printf '== %s\n'
 
-.PHONY: help build library install run test check soak bench gpu-check losses clean \
+.PHONY: help program build library install run test check soak bench gpu-check losses clean \
         check-format check-vet check-staticcheck check-walls check-build check-cross check-generated check-tidy check-c
 
 help: ## print this list
 	@printf 'tinker-local: LoRA fine-tuning in Go\n\n'
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-build: ## build bin/tinker-local (static, no C compiler needed) and, with a C compiler, bin/libtinker.so and .a
+program: ## build bin/tinker-local alone (static, no C compiler needed)
 	@mkdir -p bin
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/tinker-local ./cmd/tinker-local
+
+build: program ## build bin/tinker-local and, with a C compiler, bin/libtinker.so and .a
 ifeq ($(CC_FOUND),)
 	@echo 'no C compiler: libtinker is not built; the program is'
 else ifneq ($(shell uname -s),Linux)
@@ -73,9 +75,7 @@ install: build ## install the program, and libtinker with its header where it wa
 	  echo "libtinker $$version is in $$lib"; \
 	fi
 
-run: ## build, then fine-tune the embedded model: bin/tinker-local quickstart
-	@mkdir -p bin
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/tinker-local ./cmd/tinker-local
+run: program ## build the program, then fine-tune the embedded model: bin/tinker-local quickstart
 	bin/tinker-local quickstart
 
 # -count=1: CI and people read this as "it passed now", not "it passed once with these files".
