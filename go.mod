@@ -17,6 +17,7 @@ require (
 	golang.org/x/sys v0.49.0 // mapping weight files; CPU features; locks, free space of disks
 	golang.org/x/term v0.44.0 // line editing of chat; width of the terminal
 	golang.org/x/text v0.43.0 // engine/token: canonical decompositions and combining classes for NFC
+	google.golang.org/protobuf v1.36.7 // cmd/tinker-local/server/wire: the fields of protobuf messages
 )
 
 require (
@@ -37,5 +38,4 @@ require (
 	golang.org/x/mod v0.41.0 // indirect
 	golang.org/x/sync v0.24.0 // indirect
 	golang.org/x/tools v0.51.0 // indirect
-	google.golang.org/protobuf v1.36.7 // indirect
 )
