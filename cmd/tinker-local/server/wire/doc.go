@@ -23,9 +23,9 @@
 //
 // Unknown protobuf fields and unknown JSON names are skipped: newer clients add some. Everything else is checked: an
 // *api.Error says which datum, input or name is wrong, what was wanted and what came. Of a scalar field that is given twice the
-// last one counts; of a name that is given twice in a map, a message or a tensor the request is refused. A decoder allocates at
-// most some forty times the size of a hostile body (an entry of two bytes becomes a map in api's types), about twice that of a real
-// one; CSR tensors may spread to maxSpread times the body.
+// last one counts; of a name that is given twice in a map, a message or a tensor the request is refused. What a
+// decoder allocates is two to three times the size of a real body. The worst body makes it eighty times as much, for at most maxDatums datums: a
+// datum of a dozen bytes becomes a map in api's types. CSR tensors may spread to maxSpread times the body when they are written out.
 //
 // # Sources
 //

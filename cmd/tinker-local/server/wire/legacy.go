@@ -1,10 +1,10 @@
 package wire
 
 import (
-	"bytes"
 	"encoding/json"
 	"math"
 	"strconv"
+	"strings"
 
 	"tinkerlocal/engine/api"
 )
@@ -87,7 +87,7 @@ func (r *forwardBackwardJSON) check() error {
 	return nil
 }
 
-// DecodeForwardBackwardJSON reads a body of content type [JSON]. It allocates no more for its size than the protobuf form does.
+// DecodeForwardBackwardJSON reads a body of content type [JSON].
 func DecodeForwardBackwardJSON(body []byte) (ForwardBackwardRequest, error) {
 	var r forwardBackwardJSON
 	if err := DecodeRequest(body, &r); err != nil {
@@ -108,6 +108,9 @@ func (r *forwardBackwardJSON) decoded(budget int) (ForwardBackwardRequest, error
 	in := r.Backward
 	if in == nil {
 		in = r.Forward
+	}
+	if err := checkDatums(len(in.Data)); err != nil {
+		return out, err
 	}
 	out.Input = api.ForwardBackwardInput{LossFn: in.LossFn, Data: make([]api.Datum, len(in.Data))}
 	for key, raw := range in.Config {
@@ -209,21 +212,21 @@ func parseArray[T any](raw []byte, parse func(string) (T, error)) ([]T, error) {
 	if len(raw) == 0 || raw[0] != '[' {
 		return nil, api.Errorf(api.BadRequest, "it is %s, wanted an array of numbers", shown(raw))
 	}
-	rest := bytes.TrimSpace(raw[1 : len(raw)-1])
-	if len(rest) == 0 {
+	rest := strings.TrimSpace(string(raw[1 : len(raw)-1])) // one copy, of which the numbers are parts
+	if rest == "" {
 		return []T{}, nil
 	}
-	out := make([]T, 0, 1+bytes.Count(rest, []byte{','}))
+	out := make([]T, 0, 1+strings.Count(rest, ","))
 	for more := true; more; {
-		var item []byte
-		item, rest, more = bytes.Cut(rest, []byte{','})
-		item = bytes.TrimSpace(item)
+		var item string
+		item, rest, more = strings.Cut(rest, ",")
+		item = strings.TrimSpace(item)
 		if c := item[0]; c != '-' && (c < '0' || c > '9') {
-			return nil, api.Errorf(api.BadRequest, "value %d is %s, wanted a number", len(out), shown(item))
+			return nil, api.Errorf(api.BadRequest, "value %d is %s, wanted a number", len(out), clip(item))
 		}
-		v, err := parse(string(item))
+		v, err := parse(item)
 		if err != nil {
-			return nil, api.Errorf(api.BadRequest, "value %d is %s: %w", len(out), shown(item), err)
+			return nil, api.Errorf(api.BadRequest, "value %d is %s: %w", len(out), clip(item), err)
 		}
 		out = append(out, v)
 	}

@@ -1,6 +1,8 @@
 package wire
 
 import (
+	"net/url"
+	"strconv"
 	"time"
 
 	"tinkerlocal/engine/api"
@@ -165,4 +167,41 @@ type BillingResponse struct {
 // NoBilling is the empty bill.
 func NoBilling() BillingResponse {
 	return BillingResponse{Data: []struct{}{}, Sessions: map[string]struct{}{}}
+}
+
+// maxPage bounds the entries of one answer. Clients ask for 1000 at most.
+const maxPage = 1000
+
+// ListQuery is what the query of a list asks for.
+type ListQuery struct {
+	Page       api.Page
+	Accessible bool   // also what others have published; else only one's own
+	ProjectID  string // "": all
+}
+
+// DecodeListQuery reads limit, offset, access_scope and project_id. Without a limit, or with 0, it is the largest.
+func DecodeListQuery(q url.Values) (ListQuery, error) {
+	out := ListQuery{Page: api.Page{Limit: maxPage}, ProjectID: q.Get("project_id")}
+	for name, dst := range map[string]*int{"limit": &out.Page.Limit, "offset": &out.Page.Offset} {
+		text := q.Get(name)
+		if text == "" {
+			continue
+		}
+		v, err := strconv.Atoi(text)
+		if err != nil || v < 0 {
+			return out, api.Errorf(api.BadRequest, "%s is %q, wanted an integer from 0", name, clip(text))
+		}
+		*dst = v
+	}
+	if out.Page.Limit == 0 || out.Page.Limit > maxPage {
+		out.Page.Limit = maxPage
+	}
+	switch scope := q.Get("access_scope"); scope {
+	case "", "owned":
+	case "accessible":
+		out.Accessible = true
+	default:
+		return out, api.Errorf(api.BadRequest, "access_scope is %q, wanted \"owned\" or \"accessible\"", clip(scope))
+	}
+	return out, nil
 }

@@ -20,15 +20,19 @@ type ForwardBackwardRequest struct {
 
 // What one request may hold, beyond the size of its body. Real ones are far below.
 const (
-	maxLossInputs = 64 // of one datum
-	maxConfig     = 64 // entries of loss_fn_config
-	maxRank       = 8  // dimensions of a tensor
+	maxDatums     = 1 << 16 // the SDK sends 1024 at most, unless its configuration says more
+	maxLossInputs = 64      // of one datum
+	maxConfig     = 64      // entries of loss_fn_config
+	maxRank       = 8       // dimensions of a tensor
 )
 
 // DecodeForwardBackward reads a body of content type [Protobuf]. Nothing of the result points into body.
 func DecodeForwardBackward(body []byte) (ForwardBackwardRequest, error) {
 	var r ForwardBackwardRequest
 	n, err := count(body, requestData)
+	if err == nil {
+		err = checkDatums(n)
+	}
 	if err != nil {
 		return r, at(err, "forward_backward")
 	}
@@ -80,6 +84,13 @@ func (r ForwardBackwardRequest) check() error {
 		return api.Errorf(api.BadRequest, "loss_fn is empty, wanted the name of a loss")
 	case len(r.Input.Data) == 0:
 		return api.Errorf(api.BadRequest, "there is no datum, wanted 1 or more")
+	}
+	return nil
+}
+
+func checkDatums(n int) error {
+	if n > maxDatums {
+		return api.Errorf(api.BadRequest, "there are %d datums, wanted at most %d", n, maxDatums)
 	}
 	return nil
 }
