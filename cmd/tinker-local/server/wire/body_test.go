@@ -67,6 +67,8 @@ func TestReadBody(t *testing.T) {
 		{"bomb", bomb(t, 1<<30), "zstd", "the body has more than 1000 bytes"},
 		// magic number, a window of 2^41 bytes, and a block of zeros
 		{"large window", []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xf8, 0x03, 0x00, 0x10, 0x00}, "zstd", "the body is no zstd"},
+		// the same with 2^24 bytes, which other decoders would allow
+		{"window above the limit", []byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x70, 0x43, 0x1f, 0x00, 0x00}, "zstd", "window size"},
 		// magic number, one segment, a size of 2^62 bytes
 		{"large size", []byte{0x28, 0xb5, 0x2f, 0xfd, 0xe0, 0, 0, 0, 0, 0, 0, 0, 0x40, 0x03, 0x00, 0x10, 0x00}, "zstd", "the body is no zstd"},
 	} {
