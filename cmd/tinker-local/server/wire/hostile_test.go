@@ -346,7 +346,6 @@ func TestHostileJSON(t *testing.T) {
 func TestRefusedOutputs(t *testing.T) {
 	scalar := map[string]api.TensorData{"logprobs": api.Floats([]float32{1})}
 	for want, out := range map[string]api.ForwardBackwardOutput{
-		`the metric "loss" has 0 colons`:                       {Metrics: map[string]float64{"loss": 1}},
 		`the metric "a:b:c" has 2 colons`:                      {Metrics: map[string]float64{"a:b:c": 1}},
 		`datum 1 has the loss outputs []`:                      {LossFnOutputs: []map[string]api.TensorData{scalar, {}}},
 		`datum 0: loss output "x": shape [2 2] has 4 values`:   {LossFnOutputs: []map[string]api.TensorData{{"x": {Floats: []float32{1}, Shape: []int{2, 2}}}}},

@@ -271,19 +271,17 @@ func parseInt64(s string) (int64, error) {
 
 // EncodeForwardBackwardOutputJSON writes a result of forward_backward for clients that do not accept [Protobuf].
 func EncodeForwardBackwardOutputJSON(out api.ForwardBackwardOutput) ([]byte, error) {
-	if err := checkMetrics(out.Metrics); err != nil {
+	metrics, err := reduced(out.Metrics)
+	if err != nil {
 		return nil, err
 	}
 	result := struct {
 		Type    string                   `json:"loss_fn_output_type"`
 		Outputs []map[string]tensorValue `json:"loss_fn_outputs"`
 		Metrics map[string]number        `json:"metrics"`
-	}{out.LossFnOutputType, make([]map[string]tensorValue, len(out.LossFnOutputs)), numbers(out.Metrics)}
+	}{out.LossFnOutputType, make([]map[string]tensorValue, len(out.LossFnOutputs)), numbers(metrics)}
 	if result.Type == "" {
 		result.Type = recordType
-	}
-	if result.Metrics == nil {
-		result.Metrics = map[string]number{}
 	}
 	for i, outputs := range out.LossFnOutputs {
 		result.Outputs[i] = make(map[string]tensorValue, len(outputs))

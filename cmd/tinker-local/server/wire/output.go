@@ -18,7 +18,8 @@ const recordType = "ArrayRecord"
 // EncodeForwardBackwardOutput writes the protobuf form of a result of forward_backward. Equal results give equal bytes. An
 // error is Internal: the engine made something that clients would refuse.
 func EncodeForwardBackwardOutput(out api.ForwardBackwardOutput) ([]byte, error) {
-	if err := checkMetrics(out.Metrics); err != nil {
+	metrics, err := reduced(out.Metrics)
+	if err != nil {
 		return nil, err
 	}
 	var records []record
@@ -39,29 +40,36 @@ func EncodeForwardBackwardOutput(out api.ForwardBackwardOutput) ([]byte, error) 
 	if kind == "" {
 		kind = recordType
 	}
-	b := make([]byte, 0, size+32*len(out.Metrics))
+	b := make([]byte, 0, size+32*len(metrics))
 	b = appendString(b, outputType, kind)
 	for _, r := range records {
 		b = appendHeader(b, outputRecords, r.bytes)
 		b = r.append(b)
 	}
-	for _, name := range slices.Sorted(maps.Keys(out.Metrics)) {
+	for _, name := range slices.Sorted(maps.Keys(metrics)) {
 		b = appendHeader(b, outputMetrics, sizeString(mapKey, name)+protowire.SizeTag(mapValue)+8)
 		b = appendString(b, mapKey, name)
 		b = protowire.AppendTag(b, mapValue, protowire.Fixed64Type)
-		b = protowire.AppendFixed64(b, math.Float64bits(out.Metrics[name]))
+		b = protowire.AppendFixed64(b, math.Float64bits(metrics[name]))
 	}
 	return b, nil
 }
 
-// checkMetrics holds names to name:reduction: clients fail on any other.
-func checkMetrics(metrics map[string]float64) error {
-	for _, name := range slices.Sorted(maps.Keys(metrics)) {
-		if strings.Count(name, ":") != 1 {
-			return api.Errorf(api.Internal, "the metric %q has %d colons, wanted name:reduction", name, strings.Count(name, ":"))
+// reduced is metrics as clients demand them: name:reduction, with one colon. They merge the parts of a call by it. A plugin's
+// metric may have no reduction; "unique" keeps the value of every part.
+func reduced(metrics map[string]float64) (map[string]float64, error) {
+	out := make(map[string]float64, len(metrics))
+	for name, v := range metrics {
+		switch n := strings.Count(name, ":"); n {
+		case 0:
+			name += ":unique"
+		case 1:
+		default:
+			return nil, api.Errorf(api.Internal, "the metric %q has %d colons, wanted name:reduction", name, n)
 		}
+		out[name] = v
 	}
-	return nil
+	return out, nil
 }
 
 // record is a run of datums whose outputs agree in name, type and trailing dimensions.

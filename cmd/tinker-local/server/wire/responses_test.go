@@ -34,7 +34,7 @@ func outputs() map[string]api.ForwardBackwardOutput {
 		return api.TensorData{Floats: v, Shape: []int{len(v) / k, k}}
 	}
 	return map[string]api.ForwardBackwardOutput{
-		"plain": {LossFnOutputType: "loss.LossReturn", Metrics: map[string]float64{"loss:sum": 1.5, "a:mean": -1e-300, "b:max": 0},
+		"plain": {LossFnOutputType: "loss.LossReturn", Metrics: map[string]float64{"loss:sum": 1.5, "a:mean": -1e-300, "b:max": 0, "of/a.plugin": 2},
 			LossFnOutputs: []map[string]api.TensorData{{"logprobs": api.Floats([]float32{-0.5, -1.25, 0.1})}, {"logprobs": api.Floats([]float32{-3})}}},
 		"NaN": {Metrics: map[string]float64{"loss:sum": math.NaN(), "up:max": math.Inf(1), "down:min": math.Inf(-1)},
 			LossFnOutputs: []map[string]api.TensorData{{"logprobs": api.Floats([]float32{nan, inf, -inf})}}},
@@ -183,9 +183,12 @@ func outputView(out api.ForwardBackwardOutput) any {
 		}
 		list = append(list, view)
 	}
-	metrics := numbers(out.Metrics)
-	if metrics == nil {
-		metrics = map[string]number{}
+	metrics := map[string]number{}
+	for name, v := range out.Metrics {
+		if name == "of/a.plugin" {
+			name += ":unique"
+		}
+		metrics[name] = number(v)
 	}
 	return object{"loss_fn_output_type": out.LossFnOutputType, "loss_fn_outputs": list, "metrics": metrics}
 }
