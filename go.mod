@@ -7,7 +7,7 @@ require (
 	github.com/dlclark/regexp2 v1.12.0 // engine/token: tokenizer.json splitting patterns need look-ahead, which package regexp lacks
 	github.com/guptarohit/asciigraph v0.10.0 // loss curve in the terminal
 	github.com/jedib0t/go-pretty/v6 v6.8.3 // tables of the model commands
-	github.com/klauspost/compress v1.20.3 // store, engine/interchange: zstd of checkpoints and archives
+	github.com/klauspost/compress v1.20.3 // store, engine/interchange, cmd/tinker-local/server/wire: zstd of checkpoints, archives and requests
 	github.com/mmcloughlin/avo v0.5.0 // writes the AVX2 kernels at go generate
 	github.com/schollz/progressbar/v3 v3.19.1 // progress bar of long commands
 	github.com/spf13/cobra v1.10.2 // commands, flags, help
@@ -17,6 +17,7 @@ require (
 	golang.org/x/sys v0.49.0 // mapping weight files; CPU features; locks, free space of disks
 	golang.org/x/term v0.44.0 // line editing of chat; width of the terminal
 	golang.org/x/text v0.43.0 // engine/token: canonical decompositions and combining classes for NFC
+	google.golang.org/protobuf v1.36.7 // cmd/tinker-local/server/wire: protobuf messages of the official SDK (encoding/protowire)
 )
 
 require (
@@ -37,5 +38,4 @@ require (
 	golang.org/x/mod v0.41.0 // indirect
 	golang.org/x/sync v0.24.0 // indirect
 	golang.org/x/tools v0.51.0 // indirect
-	google.golang.org/protobuf v1.36.7 // indirect
 )
