@@ -90,4 +90,4 @@ const (
 
 // chunkElements is about how many log-probabilities one request carries when the batch may be cut. Results depend on it in the
 // last bits of sums, so it is a constant: with it, inputs and outputs of a chunk stay in a processor's cache.
-const chunkElements = 32 << 10
+const chunkElements = 64 << 10
