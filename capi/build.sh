@@ -9,6 +9,10 @@ mkdir -p "$out"
 out=$(cd "$out" && pwd)
 cd "$(dirname "$0")"
 export CGO_ENABLED=1
+if [ -z "${CC:-}" ]; then
+  for CC in gcc clang cc; do command -v "$CC" >/dev/null && break; done
+  export CC
+fi
 version() { awk "/define TINKER_VERSION_$1/ {print \$3}" ../include/tinker.h; }
 major=$(version MAJOR) minor=$(version MINOR) patch=$(version PATCH)
 work=$(mktemp -d "$out/.build-XXXXXX")

@@ -147,7 +147,7 @@ func TestSymbols(t *testing.T) {
 	same(t, "tinker.h", declared(t), "libtinker.a", names)
 }
 
-// TestHeader compiles the header by itself as C11 and C++17, and all structs' macros with it.
+// TestHeader compiles the header by itself as C11 and C++17, all structs' macros with it, and the examples.
 func TestHeader(t *testing.T) {
 	cc := needC(t)
 	var src strings.Builder
@@ -163,8 +163,13 @@ func TestHeader(t *testing.T) {
 		t.Log("no C++ compiler: C alone is tried")
 	}
 	for _, l := range languages {
-		args := append(append(l[1:], warnings...), "-I../include", "-fsyntax-only", "-")
-		run(t, []byte(src.String()), nil, l[0], args...)
+		args := append(append(l[1:], warnings...), "-I../include", "-fsyntax-only")
+		run(t, []byte(src.String()), nil, l[0], append(args, "-")...)
+		examples, err := filepath.Glob("../examples/c/*.c")
+		if err != nil || len(examples) == 0 {
+			t.Fatal(examples, err)
+		}
+		run(t, nil, nil, l[0], append(args, examples...)...)
 	}
 }
 

@@ -25,6 +25,7 @@ type future struct {
 	cancel func()
 	value  func() (any, error) // once it is done
 	parent *handle.Ref         // of what the result is a handle of
+	keep   *handle.Ref         // in use until the operation has ended; nil: nothing
 
 	mu      sync.Mutex
 	mem     arena
@@ -38,10 +39,14 @@ func giveFuture[T any](out *C.uint64_t, parent *handle.Ref, f *engine.Future[T],
 	if err != nil {
 		return err
 	}
-	return giveAny(out, parent, &future{
+	return giveAny(out, parent, wrap(f))
+}
+
+func wrap[T any](f *engine.Future[T]) *future {
+	return &future{
 		done: f.Done(), state: f.State, cancel: f.Cancel,
 		value: func() (any, error) { return f.Wait(context.Background()) },
-	})
+	}
 }
 
 // giveAny is giveFuture of any future.
@@ -86,15 +91,13 @@ func background(do func(ctx context.Context) (any, error)) *future {
 // end frees the result. One that is still to come is closed when it has come.
 func (f *future) end() {
 	f.mem.free()
-	if f.ref != nil {
-		f.ref.Release()
-		return
-	}
 	discard := func() {
-		v, err := f.value()
-		if err == nil {
+		if v, err := f.value(); f.ref != nil {
+			f.ref.Release()
+		} else if err == nil {
 			closeResult(v)
 		}
+		f.keep.Release()
 	}
 	select {
 	case <-f.done:

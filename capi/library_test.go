@@ -145,7 +145,7 @@ func TestExamples(t *testing.T) {
 	if _, err := exec.LookPath("make"); err != nil {
 		t.Skip("no make")
 	}
-	run(t, nil, nil, "make", "-C", "../examples/c", "OUT="+out, "LIB="+lib, "CC="+needC(t), "run")
+	run(t, nil, nil, "make", "-C", "../examples/c", "OUT="+out, "LIB="+lib, "CC="+needC(t), "CFLAGS=-O1 -g "+strings.Join(sanitizer(t), " "), "run")
 }
 
 // TestExamplesCMake builds the examples with CMake.

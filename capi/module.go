@@ -94,7 +94,7 @@ func tinkergo_module_info(h C.uint64_t, out **C.char) C.int32_t {
 	})
 }
 
-// custom submits a pass with a module's loss. The future keeps the module, which keeps what it was compiled to.
+// custom submits a pass with a module's loss. The future keeps the module open.
 func custom(run, b, mod C.uint64_t, p *C.tinker_pair, count C.int64_t, out *C.uint64_t, which func(m *module) passCustom) C.int32_t {
 	return guard(func() error {
 		return with(mod, kindModule, func(mref *handle.Ref, m *module) error {
@@ -104,12 +104,14 @@ func custom(run, b, mod C.uint64_t, p *C.tinker_pair, count C.int64_t, out *C.ui
 					if err != nil {
 						return err
 					}
-					f, err := which(m)(r, b.take(), config)
-					if err == nil {
-						mref.Retain()
-						go func() { <-f.Done(); mref.Release() }() // it is in use until then, whoever frees what
+					submitted, err := which(m)(r, b.take(), config)
+					if err != nil {
+						return err
 					}
-					return giveFuture(out, ref, f, err)
+					f := wrap(submitted)
+					mref.Retain()
+					f.keep = mref
+					return giveAny(out, ref, f)
 				})
 			})
 		})
