@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from ctypes import byref, c_int64, c_void_p
+from ctypes import byref, c_int64
 from itertools import groupby
 from typing import Any
 
@@ -12,32 +12,23 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _structs as s
-from ._library import Handle, check, lib
-from .exceptions import ForkedError, TinkerError, failure
+from ._library import Handle, check, encode, lib, make_handle
 from .types import Datum, TensorData
 
-_BAD_REQUEST = 1
 _DTYPES = {"float32": s.FLOAT32, "int64": s.INT64}
 
 
 def make_batch(data: Sequence[Datum], names: tuple[str, ...] | None = None) -> Handle:
-    """A batch of the datums, with the inputs named, or all. Errors are those of a future: RequestFailedError of category user."""
-    try:
-        out = c_void_p()
-        check(lib().tinker_batch_create(byref(out)))
-        batch = Handle(out.value, "tinker_batch_free")
-        # A signature is what all datums of one call share.
-        for signature, group in groupby(data, key=lambda d: _signature(d, names)):
-            if signature is None:
-                for datum in group:
-                    _add_one(batch, datum, names)
-            else:
-                _add(batch, list(group), signature)
-        return batch
-    except ForkedError:
-        raise
-    except (TinkerError, AttributeError, KeyError, TypeError, ValueError) as e:
-        raise failure(_BAD_REQUEST, str(e)) from e
+    """A batch of the datums, with the inputs named, or all."""
+    batch = make_handle("tinker_batch_create", "tinker_batch_free")
+    # A signature is what all datums of one call share.
+    for signature, group in groupby(data, key=lambda d: _signature(d, names)):
+        if signature is None:
+            for datum in group:
+                _add_one(batch, datum, names)
+        else:
+            _add(batch, list(group), signature)
+    return batch
 
 
 _Signature = tuple[tuple[str, str, int], ...]  # name, dtype, columns (0: one dimension) of each input
@@ -119,7 +110,4 @@ def make_config(config: Mapping[str, float] | None) -> tuple[Any, int]:
     """A loss's configuration as an array of tinker_pair, and its length."""
     if not config:
         return None, 0
-    try:
-        return (s.Pair * len(config))(*((name.encode(), float(value)) for name, value in config.items())), len(config)
-    except (AttributeError, TypeError, ValueError) as e:
-        raise failure(_BAD_REQUEST, f"loss_fn_config: {e}") from e
+    return (s.Pair * len(config))(*(s.Pair(encode(name), float(value)) for name, value in config.items())), len(config)

@@ -279,5 +279,3 @@ def make_handle(name: str, free: str, *arguments: Any) -> Handle:
     out = c_void_p()
     check(getattr(lib(), name)(*arguments, ctypes.byref(out)))
     return Handle(out.value, free)
-
-

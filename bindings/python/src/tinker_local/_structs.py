@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import operator
 from ctypes import c_char_p, c_double, c_float, c_int32, c_int64, c_uint32, c_void_p
 
 # Status: tinker_status.
@@ -14,6 +15,20 @@ FORKED = 14
 FLOAT32, INT32, INT64 = 1, 2, 3
 QUEUED, RUNNING, STARVED, ENDED = 1, 2, 3, 4
 STOP, LENGTH = 1, 2
+
+
+def int32(name: str, value: int) -> int:
+    """An argument that is an int32_t in C. ctypes would cut off what does not fit."""
+    value = operator.index(value)
+    if not -(2**31) <= value < 2**31:
+        raise ValueError(f"{name} is {value}, which does not fit into 32 bits")
+    return value
+
+
+def int64(value: int) -> int:
+    """A seed: any whole number, of which 64 bits count."""
+    return ctypes.c_int64(value).value
+
 
 # Pointers to arrays are c_void_p here: ctypes hands their addresses out as plain integers, which is what copying needs.
 

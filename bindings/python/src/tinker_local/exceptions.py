@@ -18,8 +18,11 @@ class RequestErrorCategory(str, Enum):
     Server = "server"
     User = "user"
 
-    __str__ = str.__str__
-    __format__ = str.__format__
+    def __str__(self) -> str:
+        return self.value
+
+    def __format__(self, spec: str) -> str:
+        return format(self.value, spec)
 
 
 class TinkerError(Exception):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import ctypes
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -25,6 +26,8 @@ from .exceptions import APIStatusError, RequestFailedError, failure
 
 T = TypeVar("T")
 U = TypeVar("U")
+
+_BAD_REQUEST = 1  # TINKER_ERR_BAD_REQUEST
 
 # How long a wait stays inside the library: Python sees Ctrl-C between two of these.
 SLICE_MS = 100
@@ -168,7 +171,7 @@ class Operation(APIFuture[T]):
 
 
 def submit(call: Callable[[Any], int], convert: Callable[[Handle], T]) -> Operation[T]:
-    """Submits an operation; one that is refused is a future that has failed."""
+    """Submits an operation. One that is refused, or whose arguments cannot be handed over, is a future that has failed."""
     out = c_void_p()
     try:
         status = call(byref(out))
@@ -176,12 +179,16 @@ def submit(call: Callable[[Any], int], convert: Callable[[Handle], T]) -> Operat
         return Operation.failed(e)
     except APIStatusError as e:
         return Operation.failed(failure(e.status, e.message))
+    except (ctypes.ArgumentError, AttributeError, LookupError, OverflowError, TypeError, ValueError) as e:
+        error = failure(_BAD_REQUEST, f"{type(e).__name__}: {e}" if isinstance(e, (AttributeError, LookupError)) else str(e))
+        error.__cause__ = e
+        return Operation.failed(error)
     if status:
         return Operation.failed(failure(status, last_error()))
     return Operation(Handle(out.value, "tinker_future_free"), convert)
 
 
-class WatchedFuture(concurrent.futures.Future[T], APIFuture[T]):  # type: ignore[misc]
+class WatchedFuture(concurrent.futures.Future[T], APIFuture[T]):
     """The future of an operation as a concurrent.futures.Future, for as_completed, callbacks and the like."""
 
     def __init__(self, operation: Operation[T]) -> None:
@@ -224,9 +231,13 @@ async def _settled(on_done: Callable[[Callable[[Any], None]], Any], done: Callab
     loop = asyncio.get_running_loop()
     waiter = loop.create_future()
 
+    def settle() -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
     def wake(_: object = None) -> None:
         try:
-            loop.call_soon_threadsafe(lambda: waiter.done() or waiter.set_result(None))
+            loop.call_soon_threadsafe(settle)
         except RuntimeError:
             pass  # the loop was closed: nobody waits any more
 

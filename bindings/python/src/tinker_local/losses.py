@@ -116,8 +116,10 @@ def _with_torch(data: list[Datum], loss: CustomLossFnV1, rows: list[npt.NDArray[
     leaves = [torch.from_numpy(row).requires_grad_(True) for row in rows]
     value, metrics = loss(data, leaves)
     if not isinstance(value, torch.Tensor):
-        raise TypeError(f"the loss function gave a {type(value).__name__}, wanted a torch tensor; one that works on numpy arrays is marked with numpy_loss")
-    value.backward()  # type: ignore[no-untyped-call]
+        raise TypeError(
+            f"the loss function gave a {type(value).__name__}, wanted a torch tensor; one that works on numpy arrays is marked with numpy_loss"
+        )
+    value.backward()
     weights = []
     for i, leaf in enumerate(leaves):
         if leaf.grad is None:
@@ -131,7 +133,9 @@ def _with_numpy(data: list[Datum], loss: NumpyLoss, rows: list[npt.NDArray[np.fl
     _, metrics, given = loss(data, rows)
     arrays = [np.asarray(a, np.float32) for a in given]
     if [a.shape for a in arrays] != shapes:
-        raise ValueError(f"the loss function gave {loss.returns} of shapes {[a.shape for a in arrays]}, wanted those of the log-probabilities, {shapes}")
+        raise ValueError(
+            f"the loss function gave {loss.returns} of shapes {[a.shape for a in arrays]}, wanted those of the log-probabilities, {shapes}"
+        )
     return _flat([a.reshape(-1) if loss.returns == "weights" else -a.reshape(-1) for a in arrays]), dict(metrics)
 
 
@@ -148,4 +152,6 @@ def require_torch(loss: object) -> None:
     try:
         import torch  # noqa: F401
     except ImportError as e:
-        raise ImportError("forward_backward_custom with this function needs torch, which is not installed; numpy_loss marks functions that do not") from e
+        raise ImportError(
+            "forward_backward_custom with this function needs torch, which is not installed; numpy_loss marks functions that do not"
+        ) from e

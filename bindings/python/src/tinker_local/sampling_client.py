@@ -8,11 +8,10 @@ from ctypes import byref, c_char_p, c_int32
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from . import _results, _structs as s
-from ._library import Handle, encode, lib
-from .exceptions import RequestFailedError, as_refusal, failure
+from . import _results
+from . import _structs as s
+from ._library import Handle, call_json, encode, lib
+from .exceptions import RequestFailedError, as_refusal
 from .futures import APIFuture, Operation, submit
 from .tokenizer import Tokenizer
 from .types import ModelInput, SampleResponse, SamplingParams
@@ -73,7 +72,7 @@ class SamplingClient:
             elif base_model is not None:
                 status = lib().tinker_session_peft_sampler(session, encode(base_model), encode(model_path), out)
             else:
-                raise failure(1, f"model_path is {model_path!r}, wanted tinker://..., or a PEFT folder with base_model")  # TINKER_ERR_BAD_REQUEST
+                raise ValueError(f"model_path is {model_path!r}, wanted tinker://..., or a PEFT folder with base_model")
             return status
 
         def client(future: Handle) -> SamplingClient:
@@ -121,7 +120,7 @@ class SamplingClient:
 
     def _sample(self, prompt: ModelInput, n: int, params: SamplingParams, logprobs: bool, topk: int) -> Operation[SampleResponse]:
         def call(out: Any) -> int:
-            ids, (sampling, keep) = _ids(prompt), _sampling(n, params, logprobs, topk)
+            ids, (sampling, keep) = prompt.ids(), _sampling(n, params, logprobs, topk)
             status: int = lib().tinker_sample(self._sampler.value, ids.ctypes.data, ids.size, byref(sampling), out)
             del keep
             return status
@@ -130,7 +129,7 @@ class SamplingClient:
 
     def _compute(self, prompt: ModelInput) -> Operation[list[float | None]]:
         def call(out: Any) -> int:
-            ids = _ids(prompt)
+            ids = prompt.ids()
             status: int = lib().tinker_compute_logprobs(self._sampler.value, ids.ctypes.data, ids.size, out)
             return status
 
@@ -180,37 +179,33 @@ def finish(future: APIFuture[SamplingClient]) -> SamplingClient:
 
 
 def _base_of(sampler: Handle) -> str:
-    from ._library import call_json
-
     name: str = call_json("tinker_sampler_info", sampler.value)["base_model"]
     return name
 
 
-def _ids(prompt: ModelInput) -> Any:
-    try:
-        return prompt.ids()
-    except (AttributeError, ValueError) as e:
-        raise failure(1, f"prompt: {e}") from e  # TINKER_ERR_BAD_REQUEST
-
-
 def _sampling(n: int, p: SamplingParams, logprobs: bool, topk: int) -> tuple[Any, Any]:
     """A tinker_sampling, and what it points to."""
-    try:
-        c = s.Sampling(
-            struct_size=ctypes.sizeof(s.Sampling), num_samples=n, max_tokens=_max_tokens(p.max_tokens), has_seed=p.seed is not None, top_k=p.top_k,
-            seed=ctypes.c_int64(p.seed or 0).value, temperature=p.temperature, top_p=p.top_p, prompt_logprobs=bool(logprobs), topk_prompt_logprobs=topk,
-        )  # fmt: skip
-        stop = [p.stop] if isinstance(p.stop, str) else list(p.stop if p.stop is not None else [])
-        keep: Any = None
-        if stop and all(isinstance(x, str) for x in stop):
-            keep = (c_char_p * len(stop))(*map(encode, stop))  # type: ignore[arg-type]
-            c.stop, c.stop_count = ctypes.addressof(keep), len(stop)
-        elif stop:
-            keep = (c_int32 * len(stop))(*(int(np.int32(x)) for x in stop))
-            c.stop_tokens, c.stop_token_count = ctypes.addressof(keep), len(stop)
-        return c, keep
-    except (AttributeError, OverflowError, TypeError, ValueError) as e:
-        raise failure(1, f"sampling parameters: {e}") from e  # TINKER_ERR_BAD_REQUEST
+    c = s.Sampling(
+        struct_size=ctypes.sizeof(s.Sampling),
+        num_samples=s.int32("num_samples", n),
+        max_tokens=_max_tokens(p.max_tokens),
+        has_seed=p.seed is not None,
+        top_k=s.int32("top_k", p.top_k),
+        seed=s.int64(p.seed or 0),
+        temperature=p.temperature,
+        top_p=p.top_p,
+        prompt_logprobs=bool(logprobs),
+        topk_prompt_logprobs=s.int32("topk_prompt_logprobs", topk),
+    )
+    stop: list[Any] = [p.stop] if isinstance(p.stop, str) else list(p.stop if p.stop is not None else [])
+    keep: Any = None
+    if stop and all(isinstance(x, str) for x in stop):
+        keep = (c_char_p * len(stop))(*map(encode, stop))
+        c.stop, c.stop_count = ctypes.addressof(keep), len(stop)
+    elif stop:
+        keep = (c_int32 * len(stop))(*(s.int32("a stop token", x) for x in stop))
+        c.stop_tokens, c.stop_token_count = ctypes.addressof(keep), len(stop)
+    return c, keep
 
 
 def _max_tokens(n: int | None) -> int:

@@ -8,10 +8,11 @@ import warnings
 from ctypes import byref
 from typing import Any
 
-from . import _results, _structs as s
+from . import _results
+from . import _structs as s
 from ._library import Handle, encode, lib
 from .engine import Engine, Session, shared
-from .exceptions import RequestFailedError, failure
+from .exceptions import RequestFailedError
 from .futures import APIFuture, Operation, submit
 from .rest_client import RestClient, weights_info
 from .sampling_client import RetryConfig, SamplingClient, finish
@@ -142,8 +143,8 @@ class ServiceClient:
     def _create(self, base_model: str, config: LoraConfig, metadata: dict[str, str] | None) -> Operation[TrainingClient]:
         def call(out: Any) -> int:
             lora = s.Lora(
-                ctypes.sizeof(s.Lora), config.rank, bool(config.train_attn), bool(config.train_mlp), bool(config.train_unembed),
-                config.seed is not None, ctypes.c_int64(config.seed or 0).value,
+                ctypes.sizeof(s.Lora), s.int32("rank", config.rank), bool(config.train_attn), bool(config.train_mlp), bool(config.train_unembed),
+                config.seed is not None, s.int64(config.seed or 0),
             )  # fmt: skip
             status: int = lib().tinker_session_create_run(self._session.handle.value, encode(base_model), byref(lora), self._json(metadata), out)
             return status
@@ -176,7 +177,7 @@ class ServiceClient:
     def _json(self, metadata: dict[str, str] | None) -> bytes | None:
         merged = {**self._metadata, **(metadata or {})}
         if not all(isinstance(x, str) for pair in merged.items() for x in pair):
-            raise failure(1, f"user_metadata is {merged!r}, wanted strings")  # TINKER_ERR_BAD_REQUEST
+            raise ValueError(f"user_metadata is {merged!r}, wanted strings")
         return encode(json.dumps(merged)) if merged else None
 
 

@@ -40,7 +40,9 @@ class Tokenizer:
     @property
     def eos_token_id(self) -> int | None:
         """The id that ends a text; None if there is none."""
-        return self.convert_tokens_to_ids(self.eos_token) if self.eos_token else (self.eos_token_ids or [None])[0]
+        if self.eos_token:
+            return self.convert_tokens_to_ids(self.eos_token)
+        return self.eos_token_ids[0] if self.eos_token_ids else None
 
     @property
     def bos_token_id(self) -> int | None:
@@ -101,7 +103,8 @@ class Tokenizer:
     ) -> list[int] | str:
         """A conversation as ids, or as text with tokenize=False, in the model's chat format. See render for options."""
         out = self.render(conversation, tools=tools, generate=add_generation_prompt, no_thinking=not enable_thinking, **options)
-        return out["tokens"].tolist() if tokenize else out["text"]
+        result: list[int] | str = out["tokens"].tolist() if tokenize else out["text"]
+        return result
 
     def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> dict[str, Any]:
         """A conversation with all that goes with it: {"tokens" int32 [n], "weights" float32 [n], "text", "format", "stop_tokens", "stop"}.

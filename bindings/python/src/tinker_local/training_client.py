@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from . import _results, _structs as s, losses
+from . import _results, losses
+from . import _structs as s
 from ._batch import make_batch, make_config
 from ._library import Handle, call_json, encode, lib
-from .exceptions import failure
 from .futures import APIFuture, Operation, submit
 from .losses import CustomLossFnV1, NamedLoss, NumpyLoss
 from .sampling_client import RetryConfig, SamplingClient
@@ -214,7 +214,7 @@ class TrainingClient:
     def _save(self, function: str, name: str, ttl_seconds: int | None, overwrite: bool, answer: Callable[[str], T]) -> Operation[T]:
         def call(out: Any) -> int:
             if ttl_seconds is not None and ttl_seconds <= 0:
-                raise failure(1, f"ttl_seconds is {ttl_seconds}, wanted more than 0, or None for ever")  # TINKER_ERR_BAD_REQUEST
+                raise ValueError(f"ttl_seconds is {ttl_seconds}, wanted more than 0, or None for ever")
             options = s.SaveOptions(ctypes.sizeof(s.SaveOptions), bool(overwrite), ttl_seconds or 0, 0)
             status: int = getattr(lib(), function)(self._run.value, encode(name), byref(options), out)
             return status
@@ -258,7 +258,9 @@ class TrainingClient:
         """The run and its model."""
         facts = self._session.engine.json("tinker_model_info", self._base_model)
         data = ModelData(arch=facts.get("family"), model_name=self._base_model, tokenizer_id=self._base_model)
-        return GetInfoResponse(type="get_info", model_data=data, model_id=self.model_id, is_lora=True, lora_rank=self._rank, model_name=self._base_model)
+        return GetInfoResponse(
+            type="get_info", model_data=data, model_id=self.model_id, is_lora=True, lora_rank=self._rank, model_name=self._base_model
+        )
 
     async def get_info_async(self) -> GetInfoResponse:
         """As get_info."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ class SamplingParams(Record):
 
     max_tokens: int | None = None
     seed: int | None = None
-    stop: Union[str, Sequence[str], Sequence[int], None] = None
+    stop: str | Sequence[str] | Sequence[int] | None = None
     temperature: float = 1
     top_k: int = -1
     top_p: float = 1
@@ -110,9 +110,7 @@ class SampleResponse:
         top = self.topk_prompt_logprobs_np
         if self._topk_prompt_logprobs_list is not None or top is None:
             return self._topk_prompt_logprobs_list
-        rows = (
-            [(t, lp) for t, lp in zip(ids, lps) if lp != _NONE] for ids, lps in zip(top.token_ids.tolist(), top.logprobs.tolist())
-        )
+        rows = ([(t, lp) for t, lp in zip(ids, lps) if lp != _NONE] for ids, lps in zip(top.token_ids.tolist(), top.logprobs.tolist()))
         return [row or None for row in rows]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Dict, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -39,10 +39,10 @@ class TensorData:
     """
 
     dtype: TensorDtype
+    array: npt.NDArray[Any] = field(repr=False)
     shape: list[int] | None = None
     sparse_crow_indices: list[int] | None = None
     sparse_col_indices: list[int] | None = None
-    array: npt.NDArray[Any] = field(repr=False)
 
     def __init__(
         self,
@@ -124,9 +124,8 @@ class TensorData:
         return values
 
 
-# Dict of typing, not dict: the aliases are read by programs that inspect the official SDK's.
-LossFnInputs = Dict[str, TensorData]
-LossFnOutput = Dict[str, TensorData]
+LossFnInputs = dict[str, TensorData]
+LossFnOutput = dict[str, TensorData]
 
 
 @dataclass(frozen=True)
