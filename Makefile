@@ -37,7 +37,7 @@ DESTDIR  ?=
 
 say = @printf '== %s\n'
 
-.PHONY: help build library install run test check soak bench gpu-check clean \
+.PHONY: help build library install run test check soak bench gpu-check losses clean \
         check-format check-vet check-staticcheck check-walls check-build check-cross check-generated check-tidy check-c
 
 help: ## print this list
@@ -131,7 +131,7 @@ ifeq ($(CC_FOUND),)
 else
 	@CGO_ENABLED=1 $(GO) vet ./capi/...
 	@CGO_ENABLED=1 $(GO) run $(STATICCHECK) ./capi/...
-	@$(GO) test -count=1 -run 'Drift|Header|ShimWarnings' ./capi
+	@CGO_ENABLED=1 $(GO) test -count=1 -run 'Drift|Header|ShimWarnings|Guard' ./capi ./capi/handle
 endif
 
 check-generated:
@@ -153,6 +153,11 @@ bench: ## run the Go benchmarks; writes benchmarks/results/ with machine, commit
 
 gpu-check: ## run what needs a CUDA device; fails, saying why, where there is none
 	$(PYTHON) benchmarks/gpu_check.py
+
+losses: ## build the bundled loss plugins from their sources (needs clang-14 and lld-14)
+	@mkdir -p build
+	plugins/losses/build.sh > build/SHA256SUMS
+	@mv build/SHA256SUMS plugins/losses/SHA256SUMS && cat plugins/losses/SHA256SUMS
 
 clean: ## remove bin/ and build/
 	rm -rf bin build

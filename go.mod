@@ -7,10 +7,12 @@ require (
 	github.com/dlclark/regexp2 v1.12.0 // engine/token: tokenizer.json splitting patterns need look-ahead, which package regexp lacks
 	github.com/guptarohit/asciigraph v0.10.0 // loss curve in the terminal
 	github.com/jedib0t/go-pretty/v6 v6.8.3 // tables of the model commands
-	github.com/klauspost/compress v1.20.3 // store: zstd of checkpoints
+	github.com/klauspost/compress v1.20.3 // store, engine/interchange: zstd of checkpoints and archives
 	github.com/mmcloughlin/avo v0.5.0 // writes the AVX2 kernels at go generate
 	github.com/schollz/progressbar/v3 v3.19.1 // progress bar of long commands
 	github.com/spf13/cobra v1.10.2 // commands, flags, help
+	github.com/spf13/pflag v1.0.9 // cobra's flags by their type: train --resume keeps those that were given
+	github.com/tetratelabs/wazero v1.12.0 // plugins: runs custom losses in a sandbox, pure Go
 	golang.org/x/image v0.47.0 // loss curve as PNG: letters and smooth lines
 	golang.org/x/sys v0.49.0 // mapping weight files; CPU features; locks, free space of disks
 	golang.org/x/term v0.44.0 // line editing of chat; width of the terminal
@@ -28,7 +30,6 @@ require (
 	github.com/mattn/go-runewidth v0.0.16 // indirect
 	github.com/mitchellh/colorstring v0.0.0-20190213212951-d06e56a500db // indirect
 	github.com/rivo/uniseg v0.4.7 // indirect
-	github.com/spf13/pflag v1.0.9 // indirect
 	go.opentelemetry.io/auto/sdk v1.2.1 // indirect
 	go.opentelemetry.io/otel v1.41.0 // indirect
 	go.opentelemetry.io/otel/metric v1.41.0 // indirect

@@ -93,23 +93,17 @@ func TestDrift(t *testing.T) {
 	}
 }
 
-// TestHeaderComments: every function of the header says since when it is there, itself or the one above it in its group.
+// TestHeaderComments: above every function of the header stands a comment that ends with the version that had it first.
 func TestHeaderComments(t *testing.T) {
 	text, err := os.ReadFile("../include/tinker.h")
 	if err != nil {
 		t.Fatal(err)
 	}
-	said := false
-	for _, line := range strings.Split(string(text), "\n") {
-		switch {
-		case strings.Contains(line, "since: "):
-			said = true
-		case strings.HasPrefix(line, "TINKER_API"):
-			if !said && !regexp.MustCompile(`_(free|clear|open_file|delete)\(`).MatchString(line) {
-				t.Errorf("no comment above: %s", line)
-			}
-		case line == "":
-			said = false
+	since := regexp.MustCompile(`since: \d+\.\d+ \*/$`)
+	lines := strings.Split(string(text), "\n")
+	for i, line := range lines {
+		if strings.HasPrefix(line, "TINKER_API") && !since.MatchString(lines[i-1]) {
+			t.Errorf("tinker.h:%d: no comment with since above it: %s", i+1, line)
 		}
 	}
 }

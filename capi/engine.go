@@ -9,6 +9,7 @@ import "C"
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -27,12 +28,12 @@ import (
 // engineObject is what a tinker_engine stands for.
 type engineObject struct {
 	*engine.Engine
+	pluginHost
 	models local.Models
 	dtype  string
-	log    *os.File // nil: nothing is logged
+	file   *os.File // of the log; nil: nothing is logged
 
-	mu      sync.Mutex
-	loading *loading
+	progress progress
 }
 
 // loading is how far a model's loading is, in parameters.
@@ -42,19 +43,34 @@ type loading struct {
 	Total int64  `json:"total"`
 }
 
-func (e *engineObject) progress(model string, done, total int64) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.loading = &loading{model, done, total}
+// progress is the loading that is under way.
+type progress struct {
+	mu  sync.Mutex
+	now *loading // nil: none
+}
+
+func (p *progress) set(model string, done, total int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.now = &loading{model, done, total}
 	if done >= total {
-		e.loading = nil
+		p.now = nil
 	}
 }
 
+func (p *progress) get() *loading {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.now
+}
+
+// close ends the engine, and then the modules that its runs used.
+func (e *engineObject) close() error { return errors.Join(e.Close(), e.pluginHost.close()) }
+
 func (e *engineObject) end() {
-	_ = e.Close() // the device's error has been seen by whoever waited for an operation
-	if e.log != nil {
-		e.log.Close()
+	_ = e.close() // the device's error has been seen by whoever waited for an operation
+	if e.file != nil {
+		e.file.Close()
 	}
 }
 
@@ -66,7 +82,7 @@ func tinkergo_engine_open(p *C.tinker_engine_options, out *C.uint64_t) C.int32_t
 			return err
 		}
 		e := &engineObject{}
-		o := local.Options{Progress: e.progress}
+		o := local.Options{Progress: e.progress.set}
 		for _, f := range []struct {
 			what string
 			from *C.char
@@ -93,15 +109,16 @@ func tinkergo_engine_open(p *C.tinker_engine_options, out *C.uint64_t) C.int32_t
 				return bad("log_fd %d: %w", int32(c.log_fd), err)
 			}
 			syscall.CloseOnExec(fd)
-			e.log = os.NewFile(uintptr(fd), "log")
-			o.Log = slog.New(slog.NewTextHandler(e.log, &slog.HandlerOptions{Level: slog.Level(c.log_level)}))
+			e.file = os.NewFile(uintptr(fd), "log")
+			o.Log = slog.New(slog.NewTextHandler(e.file, &slog.HandlerOptions{Level: slog.Level(c.log_level)}))
 		}
 		if e.Engine, err = local.Open(context.Background(), o); err != nil {
-			if e.log != nil {
-				e.log.Close()
+			if e.file != nil {
+				e.file.Close()
 			}
 			return err
 		}
+		e.pluginHost.state, e.log = o.State, o.Log
 		e.models, e.dtype = local.Models{Dir: o.Models, HubCache: o.HubCache}, o.DType
 		return give(out, kindEngine, e, nil, e.end)
 	})
@@ -140,7 +157,7 @@ func readLimits(p *C.tinker_limits) (engine.Limits, error) {
 //export tinkergo_engine_close
 func tinkergo_engine_close(h C.uint64_t) C.int32_t {
 	return guard(func() error {
-		return with(h, kindEngine, func(_ *handle.Ref, e *engineObject) error { return e.Close() })
+		return with(h, kindEngine, func(_ *handle.Ref, e *engineObject) error { return e.close() })
 	})
 }
 
@@ -166,8 +183,6 @@ func tinkergo_engine_info(h C.uint64_t, out **C.char) C.int32_t {
 		d, l := e.Device(), e.Limits()
 		heap := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
 		metrics.Read(heap)
-		e.mu.Lock()
-		defer e.mu.Unlock()
 		return map[string]any{
 			"version": version,
 			"device": map[string]any{
@@ -183,7 +198,7 @@ func tinkergo_engine_info(h C.uint64_t, out **C.char) C.int32_t {
 			},
 			"bases":   e.Counters(),
 			"process": map[string]any{"heap_bytes": heap[0].Value.Uint64(), "goroutines": runtime.NumGoroutine()},
-			"loading": e.loading,
+			"loading": e.progress.get(),
 		}, nil
 	})
 }

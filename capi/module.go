@@ -8,12 +8,13 @@ package main
 import "C"
 
 import (
-	"os"
+	"fmt"
 	"unsafe"
 
 	"tinkerlocal/capi/handle"
 	"tinkerlocal/engine"
 	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/local"
 )
 
 // maxModule bounds the bytes of a module; the host has a limit of its own, below.
@@ -29,14 +30,10 @@ type module struct {
 type passCustom func(r *engine.Run, data []api.Datum, config map[string]float64) (*engine.Future[api.ForwardBackwardOutput], error)
 
 // openModule loads a module for an engine.
-func openModule(h C.uint64_t, out *C.uint64_t, read func() ([]byte, error)) C.int32_t {
+func openModule(h C.uint64_t, out *C.uint64_t, load func(e *engineObject) (*module, error)) C.int32_t {
 	return guard(func() error {
 		return with(h, kindEngine, func(ref *handle.Ref, e *engineObject) error {
-			wasm, err := read()
-			if err != nil {
-				return err
-			}
-			m, err := e.loadModule(wasm)
+			m, err := load(e)
 			if err != nil {
 				return err
 			}
@@ -47,41 +44,32 @@ func openModule(h C.uint64_t, out *C.uint64_t, read func() ([]byte, error)) C.in
 
 //export tinkergo_module_open
 func tinkergo_module_open(h C.uint64_t, wasm unsafe.Pointer, bytes C.int64_t, out *C.uint64_t) C.int32_t {
-	return openModule(h, out, func() ([]byte, error) {
+	return openModule(h, out, func(e *engineObject) (*module, error) {
 		src, err := array("wasm", (*byte)(wasm), bytes, maxModule)
-		return append([]byte(nil), src...), err
+		if err != nil {
+			return nil, err
+		}
+		return e.loadModule(append([]byte(nil), src...))
 	})
 }
 
 //export tinkergo_module_open_file
 func tinkergo_module_open_file(h C.uint64_t, path *C.char, out *C.uint64_t) C.int32_t {
-	return openModule(h, out, func() ([]byte, error) {
+	return openModule(h, out, func(e *engineObject) (*module, error) {
 		name, err := text("path", path)
 		if err != nil {
 			return nil, err
 		}
-		return readModule(name)
+		wasm, err := local.ReadModule(name)
+		if err != nil {
+			return nil, err
+		}
+		m, err := e.loadModule(wasm)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		return m, nil
 	})
-}
-
-// readModule reads a file that may be a module.
-func readModule(name string) ([]byte, error) {
-	st, err := os.Stat(name)
-	switch {
-	case os.IsNotExist(err):
-		return nil, api.Errorf(api.NotFound, "there is no file %s", name)
-	case err != nil:
-		return nil, bad("%w", err)
-	case !st.Mode().IsRegular():
-		return nil, bad("%s is not a file", name)
-	case st.Size() > maxModule:
-		return nil, bad("%s has %d bytes, wanted at most %d", name, st.Size(), maxModule)
-	}
-	wasm, err := os.ReadFile(name)
-	if err != nil {
-		return nil, bad("%w", err)
-	}
-	return wasm, nil
 }
 
 //export tinkergo_module_free

@@ -157,6 +157,7 @@ tinker_status tinker_engine_free(tinker_engine *engine) { CALL(tinkergo_engine_f
 tinker_status tinker_engine_info(tinker_engine *engine, char **json) { OUT(json, tinkergo_engine_info(H(engine), json)); }
 tinker_status tinker_engine_capabilities(tinker_engine *engine, char **json) { OUT(json, tinkergo_engine_capabilities(H(engine), json)); }
 tinker_status tinker_engine_models(tinker_engine *engine, char **json) { OUT(json, tinkergo_engine_models(H(engine), json)); }
+tinker_status tinker_engine_plugins(tinker_engine *engine, char **json) { OUT(json, tinkergo_engine_plugins(H(engine), json)); }
 tinker_status tinker_model_info(tinker_engine *engine, const char *name, char **json) {
   OUT(json, tinkergo_model_info(H(engine), S(name), json));
 }

@@ -45,7 +45,7 @@ func (builtinLosses) Loss(name string) (loss.Loss, error) { return loss.Builtin(
 type Options struct {
 	Device kernels.Device // owned by the engine from a successful Open on: Close closes it
 	Models Models
-	Losses Losses // nil: the built-in losses
+	Losses Losses // nil: the built-in losses. Owned by the engine as Device is, if it is an io.Closer
 	// Checkpoints keeps what runs save. Owned by the engine as Device is. Nil: saving and loading by path are refused.
 	Checkpoints api.Store
 	Limits      Limits        // zero fields have defaults

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"errors"
+	"io"
 	"runtime"
 	"slices"
 	"time"
@@ -316,6 +317,9 @@ func (e *Engine) shutdown() {
 	}
 	if e.closeErr = e.dev.Close(); e.closeErr != nil {
 		e.log.Error("close device", "err", e.closeErr)
+	}
+	if c, ok := e.opt.Losses.(io.Closer); ok {
+		e.closeErr = errors.Join(e.closeErr, c.Close())
 	}
 	if s := e.opt.Checkpoints; s != nil {
 		if err := s.Close(); err != nil {

@@ -15,6 +15,7 @@ import (
 	"tinkerlocal/engine"
 	"tinkerlocal/engine/api"
 	"tinkerlocal/engine/hf"
+	"tinkerlocal/engine/lora"
 	"tinkerlocal/engine/sample"
 )
 
@@ -210,6 +211,12 @@ func TestAdapterSampler(t *testing.T) {
 	f, err := sess.NewAdapterSampler("small", host)
 	if got, want := draw(t, wait(t, f, err), req), draw(t, sampler(t, r), req); fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Error("the adapter from the host samples differently")
+	}
+	half := host
+	half.Tensors = slices.DeleteFunc(slices.Clone(host.Tensors), func(x lora.Tensor) bool { return strings.Contains(x.Name, "layers.0.") })
+	f, err = sess.NewAdapterSampler("small", half)
+	if got := draw(t, wait(t, f, err), req); fmt.Sprint(got) == fmt.Sprint(draw(t, sampler(t, r), req)) {
+		t.Error("an adapter of some modules samples as the whole does")
 	}
 	host.Tensors = host.Tensors[1:]
 	_, err = result(sess.NewAdapterSampler("small", host))

@@ -58,7 +58,8 @@ func (s *Session) NewSampler(baseModel string) (*Future[*Sampler], error) {
 }
 
 // NewAdapterSampler opens a sampler on a base model with adapter weights from the host, for example
-// from a file. w is copied to the device when the future completes; do not change it before. It does not block.
+// from a file; modules that it lacks are not adapted. w is copied to the device when the future completes; do not change it
+// before. It does not block.
 func (s *Session) NewAdapterSampler(baseModel string, w Weights) (*Future[*Sampler], error) {
 	if err := lora.Check(w.Lora); err != nil {
 		return nil, err

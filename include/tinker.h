@@ -198,6 +198,10 @@ TINKER_API tinker_status tinker_engine_capabilities(tinker_engine *engine, char 
  * objects of tinker_model_info. *json is owned by you, free with tinker_free. since: 0.1 */
 TINKER_API tinker_status tinker_engine_models(tinker_engine *engine, char **json);
 
+/* The custom losses that can be named as "wasm:NAME": those that come with the library and those in the plugins folder of the state folder, with their
+ * inputs and parameters, as a JSON array. Each is compiled for it: the first call takes a while. *json is owned by you, free with tinker_free. since: 0.1 */
+TINKER_API tinker_status tinker_engine_plugins(tinker_engine *engine, char **json);
+
 /* Facts about one model, from its files; no weight is read: family, parameters, sizes, context, training type, and "needs", the device
  * memory for sampling and training. name: "tinker-local/tiny" (embedded), ORG/NAME, or the path of a folder.
  * *json is owned by you, free with tinker_free. Errors: NOT_FOUND. since: 0.1 */
@@ -207,6 +211,7 @@ TINKER_API tinker_status tinker_model_info(tinker_engine *engine, const char *na
 
 /* Reads a model's tokenizer; no weight is read. Errors: NOT_FOUND, UNSUPPORTED. since: 0.1 */
 TINKER_API tinker_status tinker_tokenizer_open(tinker_engine *engine, const char *model, tinker_tokenizer **tokenizer);
+/* Gives the handle up. since: 0.1 */
 TINKER_API tinker_status tinker_tokenizer_free(tinker_tokenizer *tokenizer);
 
 /* {"model", "size", "eos_token_ids", "bos_token", "eos_token", "has_chat_template", "chat_format", "chat_formats"}: size is one more
@@ -230,6 +235,7 @@ TINKER_API tinker_status tinker_tokenizer_id(tinker_tokenizer *tokenizer, const 
 /* A decoder turns tokens into text as they are drawn: whole characters only, the pieces joined are the text that
  * tinker_tokenizer_decode gives. One thread at a time. since: 0.1 */
 TINKER_API tinker_status tinker_decoder_open(tinker_tokenizer *tokenizer, int32_t skip_special, tinker_decoder **decoder);
+/* Gives the handle up. since: 0.1 */
 TINKER_API tinker_status tinker_decoder_free(tinker_decoder *decoder);
 
 /* Adds ids and gives the text that has become certain, maybe "". last not 0: also what is left, and the decoder is as
@@ -259,6 +265,7 @@ TINKER_API tinker_status tinker_chat_parse(tinker_tokenizer *tokenizer, const ch
 TINKER_API tinker_status tinker_session_open(tinker_engine *engine, const char *owner, tinker_session **session);
 /* Closes its runs and samplers now; handles are freed as ever. since: 0.1 */
 TINKER_API tinker_status tinker_session_close(tinker_session *session);
+/* Gives the handle up. A session whose last handle, run and sampler have gone is closed. since: 0.1 */
 TINKER_API tinker_status tinker_session_free(tinker_session *session);
 /* {"session_id", "owner", "training_run_ids"}. *json is owned by you, free with tinker_free. since: 0.1 */
 TINKER_API tinker_status tinker_session_info(tinker_session *session, char **json);
@@ -326,7 +333,9 @@ typedef struct tinker_datums {
 /* Makes an empty batch. It belongs to no engine and may be used for any number of operations; adding to it or clearing it
  * never changes an operation that was submitted. since: 0.1 */
 TINKER_API tinker_status tinker_batch_create(tinker_batch **batch);
+/* Gives the handle up. since: 0.1 */
 TINKER_API tinker_status tinker_batch_free(tinker_batch *batch);
+/* Empties the batch. since: 0.1 */
 TINKER_API tinker_status tinker_batch_clear(tinker_batch *batch);
 /* The number of datums. since: 0.1 */
 TINKER_API tinker_status tinker_batch_count(tinker_batch *batch, int64_t *count);
@@ -347,7 +356,7 @@ TINKER_API tinker_status tinker_batch_set_csr(tinker_batch *batch, const char *n
 /* ---- Passes ------------------------------------------------------------------------------------------------------ */
 
 /* Computes a loss and adds its gradient to the run's: the whole, or on an error nothing. loss: "cross_entropy", "importance_sampling", "ppo", "cispo",
- * "dro" (inputs and configuration keys: those of the hosted service), or "wasm:NAME", a module of the models of custom losses.
+ * "dro" (inputs and configuration keys: those of the hosted service), or "wasm:NAME", a custom loss that tinker_engine_plugins lists.
  * config [config_count]: its configuration. Result: tinker_future_output. since: 0.1 */
 TINKER_API tinker_status tinker_forward_backward(tinker_run *run, tinker_batch *batch, const char *loss, const tinker_pair *config, int64_t config_count,
                                                  tinker_future **future);
@@ -383,18 +392,21 @@ TINKER_API tinker_status tinker_optim_step(tinker_run *run, const tinker_adam *a
 
 /* ---- Custom losses ----------------------------------------------------------------------------------------------- */
 
-/* A WASM module from memory [bytes] or a file: checked and compiled once, runs in a sandbox. Blocks while it is compiled. Errors: UNSUPPORTED,
- * NOT_FOUND. since: 0.1 */
+/* A WASM module from memory [bytes] or a file (docs/plugins.md): checked and compiled once, runs in a sandbox. Blocks while it is compiled. One that
+ * is not accepted gives BAD_REQUEST, and the message says why. Errors: NOT_FOUND, BUSY. since: 0.1 */
 TINKER_API tinker_status tinker_module_open(tinker_engine *engine, const void *wasm, int64_t bytes, tinker_module **module);
+/* The same from a file. since: 0.1 */
 TINKER_API tinker_status tinker_module_open_file(tinker_engine *engine, const char *path, tinker_module **module);
+/* Gives the handle up. The module is unloaded when its last operation has ended, too. since: 0.1 */
 TINKER_API tinker_status tinker_module_free(tinker_module *module);
 /* {"name", "version", "digest", "abi"}. *json is owned by you, free with tinker_free. since: 0.1 */
 TINKER_API tinker_status tinker_module_info(tinker_module *module, char **json);
 
-/* tinker_forward_backward and tinker_forward with a custom loss: one forward, one backward, the module evaluated once for the whole
+/* tinker_forward_backward with a custom loss: one forward, one backward, the module evaluated once for the whole
  * batch. Errors of the module: BAD_REQUEST, and what its text says. since: 0.1 */
 TINKER_API tinker_status tinker_forward_backward_custom(tinker_run *run, tinker_batch *batch, tinker_module *module, const tinker_pair *config,
                                                         int64_t config_count, tinker_future **future);
+/* The same without a gradient; the module is told so. since: 0.1 */
 TINKER_API tinker_status tinker_forward_custom(tinker_run *run, tinker_batch *batch, tinker_module *module, const tinker_pair *config, int64_t config_count,
                                                tinker_future **future);
 
@@ -431,9 +443,11 @@ TINKER_API tinker_status tinker_run_load_peft(tinker_run *run, const char *folde
 TINKER_API tinker_status tinker_checkpoint_list(tinker_engine *engine, const char *query, char **json);
 /* One checkpoint. *json is owned by you, free with tinker_free. Errors: NOT_FOUND. since: 0.1 */
 TINKER_API tinker_status tinker_checkpoint_info(tinker_engine *engine, const char *path, char **json);
+/* Deletes one. Its disk space is given back later. Errors: NOT_FOUND. since: 0.1 */
 TINKER_API tinker_status tinker_checkpoint_delete(tinker_engine *engine, const char *path);
-/* Lets every owner read it, or its own only again. Twice is no error. since: 0.1 */
+/* Lets every owner read it. Twice is no error. since: 0.1 */
 TINKER_API tinker_status tinker_checkpoint_publish(tinker_engine *engine, const char *path);
+/* Lets its own owner alone read it. Twice is no error. since: 0.1 */
 TINKER_API tinker_status tinker_checkpoint_unpublish(tinker_engine *engine, const char *path);
 /* Lets it expire so many seconds from now; 0: never. since: 0.1 */
 TINKER_API tinker_status tinker_checkpoint_set_ttl(tinker_engine *engine, const char *path, int64_t seconds);
@@ -444,12 +458,15 @@ TINKER_API tinker_status tinker_training_run_list(tinker_engine *engine, const c
 /* One record by its id. *json is owned by you, free with tinker_free. Errors: NOT_FOUND. since: 0.1 */
 TINKER_API tinker_status tinker_training_run_info(tinker_engine *engine, const char *id, char **json);
 
-/* Writes a checkpoint for other programs. options, a JSON object or NULL: see docs/c.md. format: "archive", "peft", "merged" or "gguf". out: the file or
- * folder to make, whole or not at all. Result: tinker_future_json. Errors: NOT_FOUND, NO_SPACE, UNSUPPORTED. since: 0.1 */
+/* Writes a checkpoint for other programs. format: "archive" (a tar file), "peft" (a folder), "merged" (a Hugging Face model folder) or "gguf" (a file for
+ * llama.cpp). out: what to make, whole or not at all; it is read again and compared. options, a JSON object or NULL: {"base_model": other than the
+ * checkpoint's, "unembed": "keep" | "drop" | "merge" (peft), "optimizer": true (archive: moments and step, too), "dtype": "float32" | "bfloat16" (merged),
+ * "own_head": true (gguf), "replace": true}. Result: tinker_future_json, {"format", "size_bytes", "notes"}. Errors: NOT_FOUND, NO_SPACE. since: 0.1 */
 TINKER_API tinker_status tinker_checkpoint_export(tinker_engine *engine, const char *path, const char *format, const char *out, const char *options,
                                                   tinker_future **future);
-/* Makes a checkpoint of an archive or a PEFT folder. options, a JSON object or NULL: see docs/c.md. Result: tinker_future_json, the
- * checkpoint. Errors: NOT_FOUND, DATA_LOSS, NO_SPACE. since: 0.1 */
+/* Makes a checkpoint of an archive or a PEFT folder. options, a JSON object: {"tinker_path": "tinker://RUN/weights/NAME" or ".../sampler_weights/NAME", needed;
+ * "owner", "base_model": where the source names none, "seed": of factors that the source lacks, "overwrite": true, "ttl_seconds"}. Result:
+ * tinker_future_json, the checkpoint with "notes". Errors: NOT_FOUND, DATA_LOSS, NO_SPACE. since: 0.1 */
 TINKER_API tinker_status tinker_checkpoint_import(tinker_engine *engine, const char *source, const char *options, tinker_future **future);
 
 /* ---- Sampling ---------------------------------------------------------------------------------------------------- */
@@ -468,6 +485,7 @@ TINKER_API tinker_status tinker_run_sampler(tinker_run *run, tinker_future **fut
 TINKER_API tinker_status tinker_sampler_info(tinker_sampler *sampler, char **json);
 /* Refuses new requests; frees the sampler when those under way have ended. since: 0.1 */
 TINKER_API tinker_status tinker_sampler_close(tinker_sampler *sampler);
+/* Gives the handle up. The sampler is closed when its last handle and future have gone. since: 0.1 */
 TINKER_API tinker_status tinker_sampler_free(tinker_sampler *sampler);
 
 typedef struct tinker_sampling {
@@ -545,7 +563,9 @@ TINKER_API tinker_status tinker_future_free(tinker_future *future);
 
 /* A new handle, yours, at each call. since: 0.1 */
 TINKER_API tinker_status tinker_future_run(tinker_future *future, tinker_run **run);
+/* A new handle, yours, at each call. since: 0.1 */
 TINKER_API tinker_status tinker_future_sampler(tinker_future *future, tinker_sampler **sampler);
+/* A new handle, yours, at each call: the hold of a tinker_hold. since: 0.1 */
 TINKER_API tinker_status tinker_future_held(tinker_future *future, tinker_held **held);
 /* JSON. *json is owned by you, free with tinker_free. since: 0.1 */
 TINKER_API tinker_status tinker_future_json(tinker_future *future, char **json);

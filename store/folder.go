@@ -23,6 +23,9 @@ const (
 	ownerFile = "owner.json"
 )
 
+// pluginsDir is a folder of a state directory that is not this package's business.
+const pluginsDir = "plugins"
+
 type owner struct {
 	PID     int       `json:"pid"`
 	Command string    `json:"command"`
@@ -103,6 +106,7 @@ func checkFolder(dir string) error {
 	}
 	for _, f := range files {
 		switch name := f.Name(); {
+		case name == pluginsDir: // somebody else's, and may be there first
 		case name == "LOCK", name == lockFile, name == ownerFile, name == "KEYREGISTRY", strings.HasPrefix(name, "MANIFEST"),
 			strings.HasPrefix(name, "."), strings.HasSuffix(name, ".mem"), strings.HasSuffix(name, ".vlog"), name == "DISCARD":
 			// left by an opening that was killed

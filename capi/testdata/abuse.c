@@ -31,6 +31,7 @@ static void fail(const char *file, int line, const char *what, tinker_status got
   } while (0)
 
 #define MODEL "tinker-local/tiny"
+#define WASM "../plugins/losses/logprob_variance.wasm" /* below the folder capi */
 static const int32_t tokens[] = {104, 101, 108, 108, 111, 32, 119, 111};
 enum { N = 8 };
 
@@ -73,6 +74,7 @@ static void call_all(void *x, tinker_status want, const char *dir) {
   WANT(want, tinker_engine_info(E, &json));
   WANT(want, tinker_engine_capabilities(E, &json));
   WANT(want, tinker_engine_models(E, &json));
+  WANT(want, tinker_engine_plugins(E, &json));
   WANT(want, tinker_model_info(E, MODEL, &json));
   WANT(want, tinker_tokenizer_open(E, MODEL, (tinker_tokenizer **)&out));
   WANT(want, tinker_tokenizer_info((tinker_tokenizer *)x, &json));
@@ -645,6 +647,109 @@ static void store(tinker_engine *engine, tinker_session *session, tinker_run *ru
   OK(tinker_future_free(f));
 }
 
+/* Modules that are none, one that is, and passes with it whoever frees what. */
+static void modules(tinker_engine *engine, tinker_run *run, const char *dir) {
+  static const unsigned char empty[8] = {0, 'a', 's', 'm', 1, 0, 0, 0};
+  tinker_module *m = NULL;
+  tinker_future *f = NULL;
+  tinker_batch *batch = NULL;
+  const tinker_pair config[1] = {{"no_such_parameter", 1}};
+  char *json = NULL;
+  BAD(tinker_module_open(engine, NULL, 0, &m));
+  BAD(tinker_module_open(engine, NULL, 8, &m));
+  BAD(tinker_module_open(engine, empty, -1, &m));
+  BAD(tinker_module_open(engine, empty, INT64_MAX, &m));
+  BAD(tinker_module_open(engine, "not wasm", 8, &m));
+  BAD(tinker_module_open(engine, empty, 4, &m));
+  BAD(tinker_module_open(engine, empty, 8, &m)); /* a module without exports */
+  BAD(tinker_module_open_file(engine, NULL, &m));
+  BAD(tinker_module_open_file(engine, dir, &m)); /* a folder */
+  WANT(TINKER_ERR_NOT_FOUND, tinker_module_open_file(engine, "/no/such/file.wasm", &m));
+  TRUE(!m);
+  OK(tinker_module_open_file(engine, WASM, &m));
+  OK(tinker_module_info(m, &json));
+  TRUE(strstr(json, "\"digest\"") != NULL);
+  tinker_free(json);
+  json = NULL;
+  OK(tinker_batch_create(&batch));
+  BAD(tinker_forward_backward_custom(run, batch, m, NULL, 0, &f)); /* empty */
+  add_datum(batch);
+  BAD(tinker_forward_backward_custom(run, batch, m, config, 1, &f));
+  TRUE(!f);
+  OK(tinker_forward_custom(run, batch, m, NULL, 0, &f));
+  OK(tinker_future_wait(f, -1));
+  OK(tinker_future_free(f));
+  OK(tinker_forward_backward_custom(run, batch, m, NULL, 0, &f));
+  OK(tinker_module_free(m)); /* the future keeps it */
+  OK(tinker_future_wait(f, -1));
+  OK(tinker_future_free(f));
+  OK(tinker_forward_backward(run, batch, "wasm:logprob_variance", NULL, 0, &f));
+  OK(tinker_future_wait(f, -1));
+  OK(tinker_future_free(f));
+  WANT(TINKER_ERR_NOT_FOUND, tinker_forward_backward(run, batch, "wasm:no_such_module", NULL, 0, &f));
+  OK(tinker_engine_plugins(engine, &json));
+  TRUE(strstr(json, "logprob_variance") != NULL);
+  tinker_free(json);
+  OK(tinker_batch_free(batch));
+}
+
+/* Exports and imports of a checkpoint. */
+static void exchange(tinker_engine *engine, tinker_run *run, const char *dir) {
+  static const char *const formats[] = {"archive", "peft", "merged", "gguf"};
+  tinker_future *f = NULL;
+  char *json = NULL, path[256], out[256], *at;
+  size_t i;
+  OK(tinker_save_state(run, "exchange", NULL, &f));
+  OK(tinker_future_wait(f, -1));
+  OK(tinker_future_json(f, &json));
+  OK(tinker_future_free(f));
+  at = strstr(json, "tinker://");
+  snprintf(path, sizeof path, "%.*s", (int)strcspn(at, "\""), at);
+  tinker_free(json);
+  json = NULL;
+  for (i = 0; i < 4; i++) {
+    snprintf(out, sizeof out, "%s/export-%s", dir, formats[i]);
+    OK(tinker_checkpoint_export(engine, path, formats[i], out, i == 0 ? "{\"optimizer\": true}" : i == 3 ? "{\"unembed\": \"drop\"}" : NULL, &f));
+    OK(tinker_future_wait(f, -1));
+    OK(tinker_future_json(f, &json));
+    TRUE(strstr(json, formats[i]) != NULL);
+    tinker_free(json);
+    json = NULL;
+    OK(tinker_future_free(f));
+  }
+  OK(tinker_checkpoint_export(engine, path, "zip", out, NULL, &f));
+  BAD(tinker_future_wait(f, -1));
+  OK(tinker_future_free(f));
+  OK(tinker_checkpoint_export(engine, path, "peft", "/dev/null/x", NULL, &f));
+  TRUE(tinker_future_wait(f, -1) != TINKER_OK);
+  OK(tinker_future_free(f));
+  OK(tinker_checkpoint_export(engine, "tinker://nobody/weights/x", "peft", out, NULL, &f));
+  WANT(TINKER_ERR_NOT_FOUND, tinker_future_wait(f, -1));
+  OK(tinker_future_free(f));
+  f = NULL;
+  BAD(tinker_checkpoint_export(engine, "nonsense", "peft", out, NULL, &f));
+  BAD(tinker_checkpoint_export(engine, path, NULL, out, NULL, &f));
+  BAD(tinker_checkpoint_export(engine, path, "peft", NULL, NULL, &f));
+  BAD(tinker_checkpoint_export(engine, path, "peft", out, "{\"colour\": 1}", &f));
+  snprintf(out, sizeof out, "%s/export-archive", dir);
+  BAD(tinker_checkpoint_import(engine, out, NULL, &f));
+  BAD(tinker_checkpoint_import(engine, out, "{\"tinker_path\": \"tinker://a/b\"}", &f));
+  BAD(tinker_checkpoint_import(engine, NULL, "{}", &f));
+  TRUE(!f);
+  OK(tinker_checkpoint_import(engine, out, "{\"tinker_path\": \"tinker://back/weights/again\"}", &f));
+  OK(tinker_future_wait(f, -1));
+  OK(tinker_future_json(f, &json));
+  TRUE(strstr(json, "tinker://back/weights/again") && strstr(json, "\"optimizer\":true"));
+  tinker_free(json);
+  OK(tinker_future_free(f));
+  OK(tinker_load_state(run, "tinker://back/weights/again", 1, &f));
+  OK(tinker_future_wait(f, -1));
+  OK(tinker_future_free(f));
+  OK(tinker_checkpoint_import(engine, WASM, "{\"tinker_path\": \"tinker://back/weights/wrong\"}", &f));
+  TRUE(tinker_future_wait(f, -1) > 0);
+  OK(tinker_future_free(f));
+}
+
 /* One of many threads: a run of its own, and whatever else there is. */
 typedef struct {
   tinker_engine *engine;
@@ -828,13 +933,47 @@ static void forking(tinker_engine *engine, const char *dir) {
   TRUE(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
+/* The log goes to a descriptor, which stays the program's own. */
+static void logging(const char *dir) {
+  tinker_engine *engine = NULL;
+  tinker_engine_options o = TINKER_ENGINE_OPTIONS_INIT;
+  char path[256], text[4096] = "";
+  FILE *file;
+  snprintf(path, sizeof path, "%s/log", dir);
+  file = fopen(path, "w+");
+  if (!file) exit(3);
+  o.log_fd = fileno(file);
+  OK(tinker_engine_open(&o, &engine));
+  OK(tinker_engine_free(engine));
+  fputs("mine\n", file);
+  rewind(file);
+  TRUE(fread(text, 1, sizeof text - 1, file) > 0 && strstr(text, "engine open") && strstr(text, "mine"));
+  fclose(file);
+}
+
+/* The goroutines of the library, with one engine open that does nothing. */
+static long goroutines(void) {
+  tinker_engine *engine = NULL;
+  char *json = NULL, *at;
+  long n = -1;
+  OK(tinker_engine_open(NULL, &engine));
+  OK(tinker_engine_info(engine, &json));
+  if ((at = strstr(json, "\"goroutines\":"))) n = atol(at + 13);
+  tinker_free(json);
+  OK(tinker_engine_free(engine));
+  return n;
+}
+
 int main(int argc, char **argv) {
   tinker_engine *engine = NULL;
   tinker_session *session = NULL;
   tinker_run *run;
   char *json = NULL;
+  long before, after = 0;
+  int i;
   if (argc != 2) return 2;
   TRUE(strcmp(tinker_status_name(-1), "unknown status") == 0);
+  before = goroutines();
   OK(tinker_default_folders(&json));
   tinker_free(json);
   OK(tinker_engine_open(NULL, &engine));
@@ -849,6 +988,8 @@ int main(int argc, char **argv) {
   sampling(session);
   text(engine);
   store(engine, session, run, argv[1]);
+  modules(engine, run, argv[1]);
+  exchange(engine, run, argv[1]);
   forking(engine, argv[1]);
   threads(engine, run);
   OK(tinker_session_close(session));
@@ -861,6 +1002,12 @@ int main(int argc, char **argv) {
   closing(0);
   closing(1);
   two_engines(argv[1]);
+  logging(argv[1]);
+  for (i = 0; i < 100 && ((after = goroutines()) > before); i++) usleep(50000); /* what was cancelled takes a moment */
+  if (before < 0 || after > before) {
+    fprintf(stderr, "%ld goroutines at first, %ld at the end\n", before, after);
+    failures++;
+  }
   OK(tinker_debug_counts(&json));
   puts(json);
   if (strpbrk(strstr(json, "\"memory\""), "123456789") || strpbrk(json, "123456789") != NULL) {

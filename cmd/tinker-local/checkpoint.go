@@ -22,6 +22,8 @@ var checkpointCommands = []func(*app) *cobra.Command{
 	checkpointUnpublishCommand,
 	checkpointTTLCommand,
 	checkpointDeleteCommand,
+	checkpointExportCommand,
+	checkpointImportCommand,
 	checkpointVerifyCommand,
 }
 

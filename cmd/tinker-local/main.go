@@ -22,6 +22,7 @@ var commands = []func(*app) *cobra.Command{
 	modelCommand,
 	checkpointCommand,
 	runCommand,
+	pluginCommand,
 	doctorCommand,
 	versionCommand,
 }

@@ -68,3 +68,31 @@ func thousands(v float64) string {
 	}
 	return s
 }
+
+// byteBar draws work that is counted in bytes, on a terminal only.
+type byteBar struct{ bar *progressbar.ProgressBar }
+
+func newByteBar(w io.Writer, what string) *byteBar {
+	if !terminal(w) {
+		w = io.Discard
+	}
+	return &byteBar{progressbar.NewOptions64(1,
+		progressbar.OptionSetWriter(w),
+		progressbar.OptionSetWidth(28),
+		progressbar.OptionSetDescription(what),
+		progressbar.OptionShowBytes(true),
+		progressbar.OptionSetPredictTime(true),
+		progressbar.OptionThrottle(65*time.Millisecond),
+		progressbar.OptionClearOnFinish(),
+	)}
+}
+
+func (b *byteBar) set(done, total int64) {
+	if b.bar.GetMax64() != total {
+		b.bar.ChangeMax64(total)
+	}
+	_ = b.bar.Set64(done)
+}
+
+// end takes the bar away.
+func (b *byteBar) end() { _ = b.bar.Clear() }

@@ -28,11 +28,12 @@ const (
 
 // trainSettings are what decides every bit of a training run, besides the program and the machine.
 type trainSettings struct {
-	Flags   map[string]string `json:"flags"` // those that were given
-	Data    fileMark          `json:"data"`
-	Val     *fileMark         `json:"val,omitempty"`
-	Options loopSettings      `json:"options"` // what came of the flags and of defaults
-	Version string            `json:"version"` // of the program
+	Flags   map[string][]string `json:"flags"` // those that were given
+	Data    fileMark            `json:"data"`
+	Val     *fileMark           `json:"val,omitempty"`
+	Options loopSettings        `json:"options"` // what came of the flags and of defaults
+	Plugin  *api.PluginRecord   `json:"plugin,omitempty"`
+	Version string              `json:"version"` // of the program
 }
 
 // fileMark tells whether a file is the one it was.
@@ -59,17 +60,17 @@ func loopSettingsOf(o sft.Options) loopSettings {
 // freeFlags change nothing of what a run computes up to its last step, so that they may differ in a resumed run and are not kept.
 // Those of lengthFlags are kept, and may be given again to train longer.
 var (
-	freeFlags   = []string{"out", "log", "curve", "resume", "inspect", "save-every", "keep-last", "no-save"}
+	freeFlags   = []string{"out", "log", "curve", "resume", "inspect", "save-every", "keep-last", "no-save", "other-loss"}
 	lengthFlags = []string{"steps", "epochs"}
 	fileFlags   = []string{"data", "val"} // which may have moved
 )
 
 // settings are those of a run that starts now.
 func (f trainFlags) settings(c *cobra.Command, o sft.Options) (trainSettings, error) {
-	s := trainSettings{Flags: map[string]string{}, Options: loopSettingsOf(o), Version: buildVersion().Version}
+	s := trainSettings{Flags: map[string][]string{}, Options: loopSettingsOf(o), Version: buildVersion().Version}
 	ownFlags(c, func(x *pflag.Flag) {
 		if !slices.Contains(freeFlags, x.Name) && !slices.Contains(fileFlags, x.Name) {
-			s.Flags[x.Name] = x.Value.String()
+			s.Flags[x.Name] = flagValues(x)
 		}
 	})
 	var err error
@@ -93,6 +94,14 @@ func ownFlags(c *cobra.Command, do func(*pflag.Flag)) {
 			do(x)
 		}
 	})
+}
+
+// flagValues are the values that a flag was given, one for each time.
+func flagValues(f *pflag.Flag) []string {
+	if list, ok := f.Value.(pflag.SliceValue); ok {
+		return list.GetSlice()
+	}
+	return []string{f.Value.String()}
 }
 
 func markFile(path string) (m fileMark, err error) {
@@ -201,12 +210,14 @@ func (r *resumed) apply(c *cobra.Command) error {
 	if len(refused) > 0 {
 		return usageError{c, fmt.Errorf("%s: not with --resume, which goes on with the settings that the run began with", strings.Join(refused, ", "))}
 	}
-	for name, value := range r.settings.Flags {
+	for name, values := range r.settings.Flags {
 		if slices.Contains(lengthFlags, name) && r.longer {
 			continue
 		}
-		if err := c.Flags().Set(name, value); err != nil {
-			return api.Errorf(api.BadRequest, "the run began with --%s %s, which this program does not take: %w", name, value, err)
+		for _, v := range values {
+			if err := c.Flags().Set(name, v); err != nil {
+				return api.Errorf(api.BadRequest, "the run began with --%s %s, which this program does not take: %w", name, v, err)
+			}
 		}
 	}
 	for name, mark := range map[string]*fileMark{"data": &r.settings.Data, "val": r.settings.Val} {

@@ -28,6 +28,8 @@ type trainFlags struct {
 	valSplit         float64
 	evalEvery        int
 	loss             string
+	lossConfig       []string
+	otherLoss        bool
 	beta             float64
 	rank             int
 	lr, finalLR      float64
@@ -85,6 +87,9 @@ func trainCommand(a *app) *cobra.Command {
 			"when ctrl-C stops the training behind the running step. --resume goes on from there with the settings that the run began\n" +
 			"with, and gives the bits of a run that never stopped. It takes a run, the path of a state, or newest; only --out, --log,\n" +
 			"--curve, --steps or --epochs, and --data or --val for a file that has moved, may stand beside it.\n\n" +
+			"With --loss wasm:… the loss is a plugin (see plugin list). It gets target_tokens and weights (1 on learned tokens); if it asks for\n" +
+			"them, the base model's log-probabilities as ref_logprobs, and numbers from the row's fields of the same name (true is 1).\n" +
+			"Of preference pairs it sees the chosen answer, then the rejected one.\n\n" +
 			"Without --lr the learning rate is the official cookbook's: 5e-4 · (2000/hidden size)^p, with p 0.781 for Llama and\n" +
 			"0.0775 for Qwen and all others; for preference pairs it is 1e-5.",
 		Example: "  tinker-local train --model tinker-local/tiny --data pairs.jsonl --out my-adapter\n" +
@@ -119,7 +124,9 @@ func trainCommand(a *app) *cobra.Command {
 	l.Float64Var(&f.valSplit, "val-split", 0, "share of the rows of --data to evaluate on instead of training on them")
 	l.IntVar(&f.evalEvery, "eval-every", 0, "steps between evaluations; 0: a tenth of the steps")
 	f.loss = "auto"
-	l.Var(choiceFlag{&f.loss, []string{"auto", "cross_entropy", "dpo"}}, "loss", "auto (dpo for preference pairs), cross_entropy or dpo")
+	l.Var(lossFlag{&f.loss}, "loss", "auto (dpo for preference pairs), cross_entropy, dpo, or a plugin: wasm:NAME or wasm:FILE.wasm")
+	l.StringArrayVar(&f.lossConfig, "loss-config", nil, "NAME=NUMBER, a parameter of a plugin (may be given several times)")
+	l.BoolVar(&f.otherLoss, "other-loss", false, "with --resume: go on although the plugin is not the one that the run began with")
 	l.Float64Var(&f.beta, "beta", 0.1, "dpo: how much a preference weighs against staying near the base model")
 	l.IntVar(&f.rank, "rank", 32, "LoRA rank")
 	l.Float64Var(&f.lr, "lr", 0, "peak learning rate; not given: by the model's size, see above")
@@ -164,6 +171,10 @@ func (f trainFlags) check() error {
 		return fmt.Errorf("--eval-every is %d, wanted at least 0", f.evalEvery)
 	case f.given("eval-every") && f.val == "" && f.valSplit == 0:
 		return errors.New("--eval-every needs --val or --val-split")
+	case f.given("loss-config") && !f.isPlugin():
+		return errors.New("--loss-config is for plugins: --loss wasm:…")
+	case f.given("beta") && f.isPlugin():
+		return errors.New("--beta is for dpo; a plugin has --loss-config")
 	case !(f.beta > 0) || math.IsInf(f.beta, 1):
 		return fmt.Errorf("--beta is %v, wanted more than 0", f.beta)
 	case f.steps < 0:
@@ -201,6 +212,9 @@ func (f trainFlags) check() error {
 	if err := f.rows.check(); err != nil {
 		return err
 	}
+	if _, err := f.config(); err != nil {
+		return err
+	}
 	return checkRank(f.rank)
 }
 
@@ -214,7 +228,12 @@ func train(ctx context.Context, a *app, c *cobra.Command, f trainFlags, from *re
 			return err
 		}
 	}
-	d, err := a.openData(f, facts)
+	custom, err := a.openLoss(ctx, f, from)
+	if err != nil {
+		return err
+	}
+	defer custom.close()
+	d, err := a.openData(f, facts, custom)
 	if err != nil {
 		return err
 	}
@@ -233,6 +252,9 @@ func train(ctx context.Context, a *app, c *cobra.Command, f trainFlags, from *re
 	if err != nil {
 		return err
 	}
+	if custom != nil {
+		settings.Plugin = &custom.Record
+	}
 	state := a.state
 	switch {
 	case f.noSave:
@@ -249,7 +271,7 @@ func train(ctx context.Context, a *app, c *cobra.Command, f trainFlags, from *re
 		return errors.Join(err, rec.discard())
 	}
 	defer m.close()
-	t := &training{app: a, model: m, flags: f, data: d, options: o, from: from, recorder: rec}
+	t := &training{app: a, model: m, flags: f, data: d, custom: custom, options: o, from: from, recorder: rec}
 	if err := t.begin(ctx, settings); err != nil {
 		return errors.Join(err, rec.discard())
 	}

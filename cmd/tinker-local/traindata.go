@@ -52,11 +52,11 @@ func chatFormat(name string, facts *local.Facts) (*chat.Format, error) {
 }
 
 // openData checks all files, and says what was found.
-func (a *app) openData(f trainFlags, facts *local.Facts) (_ *trainingData, err error) {
+func (a *app) openData(f trainFlags, facts *local.Facts, custom *customLoss) (_ *trainingData, err error) {
 	o := data.Options{
 		Kind: data.Kind(f.rows.format), Tokenizer: facts.Tokenizer, End: -1, MaxTokens: facts.Spec.MaxPositions, LimitName: "the context of " + f.model,
 		TooLong: data.TooLong(f.rows.tooLong), SkipBad: f.rows.skipBad, TrainOn: chat.TrainAllAssistant,
-		Chat: chat.Options{BOS: facts.BOS, EOS: facts.EOS},
+		Chat: chat.Options{BOS: facts.BOS, EOS: facts.EOS}, Numbers: custom.names(),
 	}
 	if o.Format, o.FormatErr = chatFormat(f.rows.renderer, facts); o.FormatErr != nil {
 		o.FormatErr = fmt.Errorf("--renderer is not given, and %w", o.FormatErr)
@@ -92,7 +92,11 @@ func (a *app) openData(f trainFlags, facts *local.Facts) (_ *trainingData, err e
 			return nil, err
 		}
 	}
-	if prefers := d.train.Prefers(); prefers != (f.loss == "dpo") && f.loss != "auto" {
+	if custom != nil {
+		if err := custom.fits(d); err != nil {
+			return nil, fmt.Errorf("--data %s: %w", f.data, err)
+		}
+	} else if prefers := d.train.Prefers(); prefers != (f.loss == "dpo") && f.loss != "auto" {
 		if prefers {
 			return nil, api.Errorf(api.BadRequest, "--loss %s: %s has preference pairs, which are trained with dpo", f.loss, f.data)
 		}
@@ -162,20 +166,30 @@ func (a *app) describe(d *trainingData, f trainFlags) {
 }
 
 // tasks makes the training task and puts the validation task into o.
-func (d *trainingData) tasks(ctx context.Context, m *opened, beta float64, o *sft.Options) (sft.Task, error) {
-	if !d.train.Prefers() {
+func (d *trainingData) tasks(ctx context.Context, m *opened, beta float64, custom *customLoss, o *sft.Options) (sft.Task, error) {
+	if custom == nil && !d.train.Prefers() {
 		if d.val != nil {
 			o.Val = sft.Supervised{Source: d.val}
 		}
 		return sft.Supervised{Source: d.train}, nil
 	}
-	// A fresh adapter adds nothing, so a run that is never trained is the base model. Rank 1 keeps it small.
-	reference, err := m.newRun(ctx, api.LoraConfig{Rank: 1, TrainAttn: true}, map[string]string{"purpose": "reference model of preference training"})
-	if err != nil {
-		return nil, fmt.Errorf("reference model: %w", err)
+	var reference *engine.Run
+	if custom == nil || custom.reference {
+		// A fresh adapter adds nothing, so a run that is never trained is the base model. Rank 1 keeps it small.
+		var err error
+		reference, err = m.newRun(ctx, api.LoraConfig{Rank: 1, TrainAttn: true}, map[string]string{"purpose": "reference model"})
+		if err != nil {
+			return nil, fmt.Errorf("reference model: %w", err)
+		}
+	}
+	make := func(s *data.Set) sft.Task {
+		if custom != nil {
+			return custom.task(s, reference)
+		}
+		return sft.NewPreference(s, beta, reference)
 	}
 	if d.val != nil {
-		o.Val = sft.NewPreference(d.val, beta, reference)
+		o.Val = make(d.val)
 	}
-	return sft.NewPreference(d.train, beta, reference), nil
+	return make(d.train), nil
 }

@@ -7,6 +7,7 @@ import (
 
 	"tinkerlocal/engine"
 	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/local"
 	"tinkerlocal/engine/sft"
 )
 
@@ -16,6 +17,7 @@ type training struct {
 	model    *opened
 	flags    trainFlags
 	data     *trainingData
+	custom   *customLoss // nil: a built-in loss
 	options  sft.Options
 	from     *resumed // nil: it begins afresh
 	recorder *recorder
@@ -42,7 +44,7 @@ func (t *training) begin(ctx context.Context, settings trainSettings) error {
 	if err != nil {
 		return err
 	}
-	if t.task, err = t.data.tasks(ctx, m, f.beta, &t.options); err != nil {
+	if t.task, err = t.data.tasks(ctx, m, f.beta, t.custom, &t.options); err != nil {
 		return err
 	}
 	if !f.noSave {
@@ -119,7 +121,10 @@ func (t *training) print() error {
 	f, d, r := t.flags, t.data, t.recorder
 	first, last := r.first, r.last
 	loss := "cross_entropy"
-	if d.train.Prefers() {
+	switch {
+	case t.custom != nil:
+		loss = local.PluginPrefix + t.custom.Record.Name + "@sha256:" + t.custom.Record.Digest
+	case d.train.Prefers():
 		loss = "dpo"
 	}
 	if t.json {

@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"io/fs"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 
@@ -19,7 +21,7 @@ type Folder struct {
 	fs  FS
 }
 
-// Write makes a file of the folder. It returns when the contents are on the disk.
+// Write makes a file of the folder. It returns when the contents are on the disk and were read again.
 func (f *Folder) Write(name string, write func(io.Writer) error) error {
 	return writeFile(f.fs, filepath.Join(f.Dir, name), write)
 }
@@ -130,14 +132,18 @@ func stage(d FS, name string) (staged string, undo func(), err error) {
 	}, Error(err)
 }
 
-// writeFile makes a file, and returns when its contents are on the disk.
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// writeFile makes a file, and returns when its contents are on the disk. They are read again and compared by their CRC-32C, so that what
+// was damaged on its way is not taken for what was to be written.
 func writeFile(d FS, name string, write func(io.Writer) error) error {
 	f, err := d.Create(name)
 	if err != nil {
 		return Error(err)
 	}
+	sum := crc32.New(castagnoli)
 	w := bufio.NewWriterSize(f, 1<<18)
-	err = write(w)
+	err = write(io.MultiWriter(w, sum))
 	if err == nil {
 		err = w.Flush()
 	}
@@ -147,7 +153,27 @@ func writeFile(d FS, name string, write func(io.Writer) error) error {
 	if closed := f.Close(); err == nil {
 		err = closed
 	}
+	if err == nil {
+		err = compare(name, sum.Sum32())
+	}
 	return Error(err)
+}
+
+// compare reads a file and compares its CRC-32C.
+func compare(name string, want uint32) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	sum := crc32.New(castagnoli)
+	if _, err := io.CopyBuffer(sum, struct{ io.Reader }{f}, make([]byte, 1<<18)); err != nil {
+		return err
+	}
+	if got := sum.Sum32(); got != want {
+		return api.Errorf(api.DataLoss, "read again, it has the CRC-32C %08x, wanted %08x: the disk or the memory is damaged", got, want)
+	}
+	return nil
 }
 
 // makeParents makes the folders of path that are missing and returns those it made, outermost first,

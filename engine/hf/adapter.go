@@ -3,6 +3,7 @@ package hf
 import (
 	"encoding/binary"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -28,12 +29,16 @@ type Adapter struct {
 	Rank      int
 	Alpha     float64
 	RSLoRA    bool     // Scale is Alpha/√Rank, not Alpha/Rank
-	Targets   []string // module names, such as "q_proj"; WriteAdapter takes those of Tensors when there are none
+	Targets   []string // module names, such as "q_proj"; ConfigText takes those of Tensors when there are none
 	Tensors   []AdapterTensor
 
 	// BaseLayers names frozen weights of the base that the adapter's file holds beside the factors, as
 	// PEFT does when lm_head is a target. ReadAdapter does not read them; WriteAdapter writes none.
 	BaseLayers []string
+
+	// Saved are weights that stand in the place of the base's, by the names of their modules ("lm_head"): PEFT's modules_to_save.
+	// WriteAdapter writes them; an adapter that has any is refused by ReadAdapter.
+	Saved map[string]Source `json:"-"`
 }
 
 // AdapterTensor is one factor under its PEFT name, such as
@@ -46,6 +51,12 @@ type AdapterTensor struct {
 	Name   string
 	Shape  []int
 	Values []float32 // row-major
+
+	// Stored is the tensor in its file, instead of Values, in what OpenAdapter returns. It is valid until Close.
+	Stored Tensor `json:"-"`
+	// Stream writes the values as little-endian float32, instead of Values, in what is given to WriteAdapter: an adapter need not
+	// be in memory. It is called once.
+	Stream func(w io.Writer) error `json:"-"`
 }
 
 // Scale is the factor of B·A.
@@ -63,63 +74,86 @@ func (a *Adapter) Scale() float64 {
 //
 // An adapter that WriteAdapter replaces meanwhile is read again: config and weights are of one adapter.
 func ReadAdapter(dir string) (*Adapter, error) {
-	for range 10 {
-		a, same, err := readSettled(dir)
-		if same {
-			return a, err
-		}
+	a, closeFile, err := OpenAdapter(dir)
+	if err != nil {
+		return nil, err
 	}
-	return nil, api.Errorf(api.Busy, "%s: it is replaced again and again while it is read", dir)
+	defer closeFile()
+	for i := range a.Tensors {
+		t := &a.Tensors[i]
+		t.Values, t.Stored = t.Stored.Float32s(), Tensor{}
+	}
+	return a, nil
 }
 
-// readSettled reads the adapter and tells whether dir was one and the same folder meanwhile. The folder is held
+// OpenAdapter is ReadAdapter without reading the values: they stay in the mapped file, in Stored, until closeFile is called. They have been
+// looked at once, for NaN.
+func OpenAdapter(dir string) (a *Adapter, closeFile func() error, err error) {
+	for range 10 {
+		a, f, same, err := openSettled(dir)
+		if same && err != nil {
+			return nil, nil, err
+		}
+		if same {
+			return a, f.Close, nil
+		}
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+	return nil, nil, api.Errorf(api.Busy, "%s: it is replaced again and again while it is read", dir)
+}
+
+// openSettled opens the adapter and tells whether dir was one and the same folder meanwhile. The folder is held
 // open, so that the system cannot give its identity to the one that replaces it.
-func readSettled(dir string) (a *Adapter, same bool, err error) {
+func openSettled(dir string) (a *Adapter, f *File, same bool, err error) {
 	held, err := os.Open(dir)
 	if err != nil {
-		return nil, true, in(dir, disk.Error(err))
+		return nil, nil, true, in(dir, disk.Error(err))
 	}
 	defer held.Close()
 	before, err := held.Stat()
 	if err != nil {
-		return nil, true, in(dir, disk.Error(err))
+		return nil, nil, true, in(dir, disk.Error(err))
 	}
 	if !before.IsDir() {
-		return nil, true, bad("%s: is a file, wanted a folder with an %s", dir, adapterConfigName)
+		return nil, nil, true, bad("%s: is a file, wanted a folder with an %s", dir, adapterConfigName)
 	}
-	a, err = readAdapter(dir)
+	a, f, err = openAdapter(dir)
 	after, gone := os.Stat(dir)
-	return a, gone == nil && os.SameFile(before, after), err
+	return a, f, gone == nil && os.SameFile(before, after), err
 }
 
-func readAdapter(dir string) (*Adapter, error) {
+func openAdapter(dir string) (*Adapter, *File, error) {
 	text, err := readFile(os.DirFS(dir), adapterConfigName, maxConfigBytes)
 	if err != nil {
-		return nil, in(filepath.Join(dir, adapterConfigName), err)
+		return nil, nil, in(filepath.Join(dir, adapterConfigName), err)
 	}
 	a, err := parseAdapterConfig(text)
 	if err != nil {
-		return nil, in(filepath.Join(dir, adapterConfigName), err)
+		return nil, nil, in(filepath.Join(dir, adapterConfigName), err)
 	}
-	b, err := openBlob(dir, adapterName)
+	f, err := openFile(dir, adapterName)
 	if err != nil {
 		if _, old := os.Stat(filepath.Join(dir, "adapter_model.bin")); old == nil && api.CodeOf(err) == api.NotFound {
-			return nil, unsupported("%s: the weights are in adapter_model.bin, wanted %s; save it with a newer peft", dir, adapterName)
+			return nil, nil, unsupported("%s: the weights are in adapter_model.bin, wanted %s; save it with a newer peft", dir, adapterName)
 		}
-		return nil, in(filepath.Join(dir, adapterName), err)
+		return nil, nil, in(filepath.Join(dir, adapterName), err)
 	}
-	defer b.close()
-	h, err := parseSafetensors(b.data)
-	if err == nil {
-		err = b.unchanged()
+	if err := a.take(f.Tensors); err != nil {
+		_ = f.Close()
+		return nil, nil, in(filepath.Join(dir, adapterName), err)
 	}
-	if err == nil {
-		err = a.take(h.tensors)
-	}
+	return a, f, nil
+}
+
+// NewAdapter makes an adapter of the text of adapter_config.json and the tensors of a file, as OpenAdapter does.
+func NewAdapter(config []byte, f *File) (*Adapter, error) {
+	a, err := parseAdapterConfig(config)
 	if err != nil {
-		return nil, in(filepath.Join(dir, adapterName), err)
+		return nil, in(adapterConfigName, err)
 	}
-	return a, nil
+	return a, in(adapterName, a.take(f.Tensors))
 }
 
 // take fills Tensors and BaseLayers from a file's tensors, and Targets where the config gave a pattern.
@@ -135,7 +169,7 @@ func (a *Adapter) take(tensors []Tensor) error {
 		if t.DType != kernels.F32 && t.DType != kernels.BF16 && t.DType != kernels.F16 {
 			return unsupported("tensor %s is %s, wanted F32, BF16 or F16", quote(t.Name), t.Stored)
 		}
-		a.Tensors = append(a.Tensors, AdapterTensor{t.Name, t.Shape, t.Float32s()})
+		a.Tensors = append(a.Tensors, AdapterTensor{Name: t.Name, Shape: t.Shape, Stored: t})
 	}
 	slices.SortFunc(a.Tensors, func(x, y AdapterTensor) int { return strings.Compare(x.Name, y.Name) })
 	slices.Sort(a.BaseLayers)
@@ -147,16 +181,8 @@ func (a *Adapter) take(tensors []Tensor) error {
 
 // Float32s returns the values of an F32, BF16 or F16 tensor, widened exactly, and nil for another type.
 func (t Tensor) Float32s() []float32 {
-	le := binary.LittleEndian
-	var at func(i int) float32
-	switch t.DType {
-	case kernels.F32:
-		at = func(i int) float32 { return math.Float32frombits(le.Uint32(t.Data[4*i:])) }
-	case kernels.BF16:
-		at = func(i int) float32 { return kernels.BF16ToF32(le.Uint16(t.Data[2*i:])) }
-	case kernels.F16:
-		at = func(i int) float32 { return kernels.F16ToF32(le.Uint16(t.Data[2*i:])) }
-	default:
+	at := t.float()
+	if at == nil {
 		return nil
 	}
 	out := make([]float32, len(t.Data)/t.DType.Size())
@@ -164,6 +190,20 @@ func (t Tensor) Float32s() []float32 {
 		out[i] = at(i)
 	}
 	return out
+}
+
+// float gives single values of an F32, BF16 or F16 tensor; it is nil for another type.
+func (t Tensor) float() func(i int) float32 {
+	le := binary.LittleEndian
+	switch t.DType {
+	case kernels.F32:
+		return func(i int) float32 { return math.Float32frombits(le.Uint32(t.Data[4*i:])) }
+	case kernels.BF16:
+		return func(i int) float32 { return kernels.BF16ToF32(le.Uint16(t.Data[2*i:])) }
+	case kernels.F16:
+		return func(i int) float32 { return kernels.F16ToF32(le.Uint16(t.Data[2*i:])) }
+	}
+	return nil
 }
 
 // factor splits a tensor's name into the module's path and "A" or "B".
@@ -210,10 +250,8 @@ func (a *Adapter) check() error {
 		if err := t.shaped(module, which, a.Rank); err != nil {
 			return err
 		}
-		for i, v := range t.Values {
-			if v-v != 0 {
-				return bad("tensor %s: value %d is %v: the file is damaged or the training diverged", quote(t.Name), i, v)
-			}
+		if err := t.finite(); err != nil {
+			return in("tensor "+quote(t.Name), err)
 		}
 	}
 	for _, t := range a.Tensors { // in their order, so that the message does not depend on the map's
@@ -250,6 +288,9 @@ func (t *AdapterTensor) shaped(module, which string, rank int) error {
 	if len(dims) != 2 || dims[dim] != rank || dims[1-dim] < 1 {
 		return bad("tensor %s has shape %v, wanted %s with rank %d", quote(t.Name), t.Shape, shape, rank)
 	}
+	if t.Values == nil && (t.Stream != nil || t.Stored.DType != 0) {
+		return nil // of a stream, which is checked when it is written, or of a file, which has been
+	}
 	rest := len(t.Values)
 	for _, d := range t.Shape {
 		if d < 1 || rest%d != 0 {
@@ -260,6 +301,21 @@ func (t *AdapterTensor) shaped(module, which string, rank int) error {
 	}
 	if rest != 1 {
 		return bad("tensor %s has %d values, its shape is %v", quote(t.Name), len(t.Values), t.Shape)
+	}
+	return nil
+}
+
+// finite looks for NaN and infinities. It allocates nothing.
+func (t *AdapterTensor) finite() error {
+	n := len(t.Values)
+	at := func(i int) float32 { return t.Values[i] }
+	if stored := t.Stored.float(); t.Values == nil && stored != nil {
+		n, at = t.Stored.Len(), stored
+	}
+	for i := range n {
+		if v := at(i); v-v != 0 {
+			return bad("value %d is %v: the file is damaged or the training diverged", i, v)
+		}
 	}
 	return nil
 }
@@ -289,7 +345,7 @@ func (a *Adapter) covered() error {
 			return bad("tensor %s: wanted a name that begins with %s", quote(t.Name), peftRoot)
 		}
 		path := strings.TrimPrefix(module, peftRoot)
-		if !slices.ContainsFunc(a.Targets, func(target string) bool {
+		if len(a.Targets) > 0 && !slices.ContainsFunc(a.Targets, func(target string) bool {
 			return path == target || strings.HasSuffix(path, "."+target)
 		}) {
 			return bad("tensor %s: its module is not among the targets %s", quote(t.Name), clip(fmt.Sprint(a.Targets)))

@@ -3,6 +3,7 @@ package hf
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
 	"slices"
 )
 
@@ -123,14 +124,18 @@ func allEqual(value []byte, want float64) bool {
 	}) == nil
 }
 
-// configText is the adapter_config.json that PEFT reads back. It holds what PEFT needs to build the
+// ConfigText is the adapter_config.json that PEFT reads back. It holds what PEFT needs to build the
 // adapter; what it leaves out has PEFT's default in every version.
-func (a *Adapter) configText() ([]byte, error) {
+func (a *Adapter) ConfigText() ([]byte, error) {
 	orNull := func(s string) *string {
 		if s == "" {
 			return nil
 		}
 		return &s
+	}
+	modules := a.Targets
+	if len(modules) == 0 && len(a.Tensors) > 0 {
+		modules = targets(a.Tensors)
 	}
 	var text bytes.Buffer
 	enc := json.NewEncoder(&text)
@@ -144,7 +149,7 @@ func (a *Adapter) configText() ([]byte, error) {
 		InitWeights   bool     `json:"init_lora_weights"`
 		Alpha         float64  `json:"lora_alpha"`
 		Dropout       float64  `json:"lora_dropout"`
-		ModulesToSave *string  `json:"modules_to_save"`
+		ModulesToSave []string `json:"modules_to_save"` // null when there are none
 		PeftType      string   `json:"peft_type"`
 		Rank          int      `json:"r"`
 		Revision      *string  `json:"revision"`
@@ -153,7 +158,8 @@ func (a *Adapter) configText() ([]byte, error) {
 		RSLoRA        bool     `json:"use_rslora"`
 	}{
 		BaseModel: orNull(a.BaseModel), Bias: "none", InferenceMode: true, InitWeights: true, Alpha: a.Alpha,
-		PeftType: "LORA", Rank: a.Rank, Revision: orNull(a.Revision), Targets: a.Targets, TaskType: "CAUSAL_LM", RSLoRA: a.RSLoRA,
+		ModulesToSave: slices.Sorted(maps.Keys(a.Saved)),
+		PeftType:      "LORA", Rank: a.Rank, Revision: orNull(a.Revision), Targets: modules, TaskType: "CAUSAL_LM", RSLoRA: a.RSLoRA,
 	})
 	return text.Bytes(), err
 }

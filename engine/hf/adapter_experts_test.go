@@ -23,7 +23,7 @@ func expertAdapter() *Adapter {
 		for i := range v {
 			v[i] = float32(i)
 		}
-		a.Tensors = append(a.Tensors, AdapterTensor{"base_model.model.model.layers.7.mlp.experts." + x.name + ".weight", x.shape, v})
+		a.Tensors = append(a.Tensors, AdapterTensor{Name: "base_model.model.model.layers.7.mlp.experts." + x.name + ".weight", Shape: x.shape, Values: v})
 	}
 	return a
 }

@@ -68,8 +68,8 @@ func TestAdapterConfig(t *testing.T) {
 func small() *Adapter {
 	const q = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
 	return &Adapter{BaseModel: "b", Rank: 2, Alpha: 8, Tensors: []AdapterTensor{
-		{q + "A.weight", []int{2, 3}, []float32{1, 2, 3, 4, 5, 6}},
-		{q + "B.weight", []int{1, 2}, []float32{7, 8}},
+		{Name: q + "A.weight", Shape: []int{2, 3}, Values: []float32{1, 2, 3, 4, 5, 6}},
+		{Name: q + "B.weight", Shape: []int{1, 2}, Values: []float32{7, 8}},
 	}}
 }
 
@@ -394,7 +394,7 @@ func TestWriteAdapterFails(t *testing.T) {
 				next := small()
 				next.Alpha = 16
 				d := &failingDisk{at: at, noSwap: noSwap, err: syscall.ENOSPC}
-				err := in("write", writeAdapter(d, dir, next))
+				err := in("write", WriteAdapterTo(d, dir, next, true, nil))
 				failed := d.calls >= at
 				if !failed {
 					if err != nil {
@@ -419,7 +419,7 @@ func TestWriteAdapterFails(t *testing.T) {
 		}
 	}
 	d := &failingDisk{at: 3, err: syscall.ENOSPC}
-	err := in("write adapter x", writeAdapter(d, filepath.Join(t.TempDir(), "x"), small()))
+	err := in("write adapter x", WriteAdapterTo(d, filepath.Join(t.TempDir(), "x"), small(), true, nil))
 	expect(t, "message", err, api.NoSpace, "write adapter x: adapter_model.safetensors: "+syscall.ENOSPC.Error())
 }
 

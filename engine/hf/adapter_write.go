@@ -16,37 +16,73 @@ var adapterFiles = []string{adapterName, adapterConfigName, "README.md"}
 // (missing parents are made), empty, or an adapter's folder, which is replaced; a folder with anything else in it is refused.
 //
 // Values that are not finite, a factor without its partner, and a module that no target names are
-// BadRequest, before anything is written.
+// BadRequest, before anything is written; of a Stream, the caller has to look at the values.
 func WriteAdapter(dir string, a *Adapter) error {
-	return in("write adapter "+dir, writeAdapter(disk.System{}, dir, a))
+	return in("write adapter "+dir, WriteAdapterTo(disk.System{}, dir, a, true, nil))
 }
 
-func writeAdapter(d disk.FS, dir string, a *Adapter) error {
-	copied := *a
-	a = &copied
-	if len(a.Targets) == 0 {
-		a.Targets = targets(a.Tensors)
-	}
+// WriteAdapterTo is WriteAdapter on any disk. With replace false, an adapter that is there is refused. check, which may be nil, is called
+// with the whole folder, under the name that it has before it is put in its place. Errors do not name dir.
+func WriteAdapterTo(d disk.FS, dir string, a *Adapter, replace bool, check func(staged string) error) error {
 	if err := a.check(); err != nil {
 		return err
 	}
 	if err := a.covered(); err != nil {
 		return err
 	}
-	return disk.WriteFolder(d, dir, mayReplaceAdapter, a.writeFiles)
+	mayReplace := func(names []string) error {
+		err := mayReplaceAdapter(names)
+		if err == nil && !replace && len(names) > 0 {
+			err = bad("an adapter is there already")
+		}
+		return err
+	}
+	return disk.WriteFolder(d, dir, mayReplace, func(f *disk.Folder) error {
+		err := a.writeFiles(f)
+		if err == nil && check != nil {
+			err = check(f.Dir)
+		}
+		return err
+	})
 }
 
-func (a *Adapter) writeFiles(f *disk.Folder) error {
-	tensors := make([]Source, len(a.Tensors))
-	for i, t := range a.Tensors {
-		tensors[i] = Floats(t.Name, t.Shape, t.Values)
+// sources are the tensors of the folder's file.
+func (a *Adapter) sources() []Source {
+	var tensors []Source
+	for _, t := range a.Tensors {
+		s := Floats(t.Name, t.Shape, t.Values)
+		if t.Values == nil {
+			s.Write = t.Stream
+		}
+		tensors = append(tensors, s)
 	}
-	text, err := a.configText()
+	for module, s := range a.Saved {
+		s.Name = peftRoot + module + ".weight"
+		tensors = append(tensors, s)
+	}
+	return tensors
+}
+
+// FolderBytes is the size of the files that WriteAdapter writes.
+func (a *Adapter) FolderBytes() (int64, error) {
+	text, err := a.ConfigText()
+	if err != nil {
+		return 0, err
+	}
+	n, err := SafetensorsSize(a.sources(), peftMetadata)
+	return n + int64(len(text)), err
+}
+
+// peftMetadata is what readers of the format look for in the header.
+var peftMetadata = map[string]string{"format": "pt"}
+
+func (a *Adapter) writeFiles(f *disk.Folder) error {
+	text, err := a.ConfigText()
 	if err != nil {
 		return err
 	}
 	err = f.Write(adapterName, func(w io.Writer) error {
-		return WriteSafetensors(w, tensors, map[string]string{"format": "pt"})
+		return WriteSafetensors(w, a.sources(), peftMetadata)
 	})
 	if err != nil {
 		return in(adapterName, err)

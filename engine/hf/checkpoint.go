@@ -276,6 +276,15 @@ func (c *Checkpoint) Release(name string) {
 	}
 }
 
+// ReleasePart does for a part of a tensor's Data, which must alias it, what Release does for the whole.
+func (c *Checkpoint) ReleasePart(name string, part []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p, ok := c.tensors[name]; ok {
+		p.blob.release(part)
+	}
+}
+
 // Close unmaps and closes the files. No Data of this checkpoint may be touched afterwards. Closing
 // again does nothing.
 func (c *Checkpoint) Close() error {

@@ -96,6 +96,9 @@ func TestOfficialFile(t *testing.T) {
 	if err := WriteSafetensors(&out, again, h.metadata); err != nil {
 		t.Fatal(err)
 	}
+	if n, err := SafetensorsSize(again, h.metadata); err != nil || n != int64(out.Len()) {
+		t.Errorf("size is %d (%v), %d bytes were written", n, err, out.Len())
+	}
 	back, err := parseSafetensors(out.Bytes())
 	if err != nil {
 		t.Fatal(err)
@@ -147,6 +150,8 @@ func TestShardedCheckpoint(t *testing.T) {
 			g.check(t, name, x.Shape, x.Float32s())
 			c.Release(name)
 			g.check(t, name+" after Release", x.Shape, x.Float32s())
+			c.ReleasePart(name, x.Data[:len(x.Data)/2])
+			g.check(t, name+" after ReleasePart", x.Shape, x.Float32s())
 		}
 		c.Release("no such tensor")
 		checkQwen3(t, c)

@@ -133,7 +133,7 @@ func FuzzAdapterConfig(f *testing.F) {
 		if a.Rank < 1 || a.Rank > maxAdapterRank || !(a.Scale() >= 0) {
 			t.Fatalf("accepted %+v", a)
 		}
-		text, err := a.configText()
+		text, err := a.ConfigText()
 		if err != nil {
 			t.Fatal(err)
 		}

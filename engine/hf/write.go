@@ -49,6 +49,49 @@ func Floats(name string, shape []int, values []float32) Source {
 // the bytes depend on nothing but the contents. metadata may be nil. Names must differ. An error of w is
 // returned as it is; the others are BadRequest and name the tensor.
 func WriteSafetensors(w io.Writer, tensors []Source, metadata map[string]string) error {
+	l, err := lay(tensors, metadata)
+	if err != nil {
+		return err
+	}
+	if _, err := w.Write(binary.LittleEndian.AppendUint64(nil, uint64(len(l.header)))); err != nil {
+		return err
+	}
+	if _, err := w.Write(l.header); err != nil {
+		return err
+	}
+	for i, t := range l.tensors {
+		c := &counter{w: w}
+		if err := t.Write(c); err != nil {
+			return err
+		}
+		if c.n != l.sizes[i] {
+			return bad("tensor %s: %d bytes were written, wanted %d for %s%v", quote(t.Name), c.n, l.sizes[i], t.Stored, t.Shape)
+		}
+	}
+	return nil
+}
+
+// SafetensorsSize is the number of bytes that WriteSafetensors will write. It looks at names, types and shapes only.
+func SafetensorsSize(tensors []Source, metadata map[string]string) (int64, error) {
+	l, err := lay(tensors, metadata)
+	if err != nil {
+		return 0, err
+	}
+	n := uint64(8 + len(l.header))
+	for _, size := range l.sizes {
+		n += size
+	}
+	return int64(n), nil
+}
+
+// fileLayout is what a file will hold: the header's text, and the tensors with their sizes in the order of their bytes.
+type fileLayout struct {
+	header  []byte
+	tensors []Source
+	sizes   []uint64
+}
+
+func lay(tensors []Source, metadata map[string]string) (*fileLayout, error) {
 	sorted := slices.SortedFunc(slices.Values(tensors), func(a, b Source) int {
 		return cmp.Or(cmp.Compare(dtypes[b.Stored].bits, dtypes[a.Stored].bits), strings.Compare(a.Name, b.Name))
 	})
@@ -73,14 +116,14 @@ func WriteSafetensors(w io.Writer, tensors []Source, metadata map[string]string)
 	}
 	if len(metadata) > 0 {
 		if err := member("__metadata__", metadata); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	at := uint64(0)
 	for i, t := range sorted {
 		size, err := t.check(seen)
 		if err != nil {
-			return in("tensor "+quote(t.Name), err)
+			return nil, in("tensor "+quote(t.Name), err)
 		}
 		sizes[i] = size
 		entry := struct {
@@ -89,10 +132,10 @@ func WriteSafetensors(w io.Writer, tensors []Source, metadata map[string]string)
 			Offsets [2]uint64 `json:"data_offsets"`
 		}{t.Stored, append([]int{}, t.Shape...), [2]uint64{at, at + size}}
 		if err := member(t.Name, entry); err != nil {
-			return err
+			return nil, err
 		}
-		if at += size; at > math.MaxInt64 {
-			return bad("tensor %s: the file is too large", quote(t.Name))
+		if at += size; at > math.MaxInt64-(maxHeader+8) {
+			return nil, bad("tensor %s: the file is too large", quote(t.Name))
 		}
 	}
 	text.WriteByte('}')
@@ -100,24 +143,9 @@ func WriteSafetensors(w io.Writer, tensors []Source, metadata map[string]string)
 		text.WriteByte(' ')
 	}
 	if text.Len() > maxHeader {
-		return bad("header of %d bytes, wanted at most %d", text.Len(), maxHeader)
+		return nil, bad("header of %d bytes, wanted at most %d", text.Len(), maxHeader)
 	}
-	if _, err := w.Write(binary.LittleEndian.AppendUint64(nil, uint64(text.Len()))); err != nil {
-		return err
-	}
-	if _, err := w.Write(text.Bytes()); err != nil {
-		return err
-	}
-	for i, t := range sorted {
-		c := &counter{w: w}
-		if err := t.Write(c); err != nil {
-			return err
-		}
-		if c.n != sizes[i] {
-			return bad("tensor %s: %d bytes were written, wanted %d for %s%v", quote(t.Name), c.n, sizes[i], t.Stored, t.Shape)
-		}
-	}
-	return nil
+	return &fileLayout{text.Bytes(), sorted, sizes}, nil
 }
 
 // check returns the size of a tensor's bytes. It adds its name to seen.

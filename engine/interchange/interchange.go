@@ -55,17 +55,22 @@ func FromTensors(baseModel string, c api.LoraConfig, scale float64, ts []lora.Te
 	return a
 }
 
-// Floats reads a factor.
-func (a *Adapter) Floats(ctx context.Context, t api.TensorInfo) ([]float32, error) {
-	n := length(t)
+// bytes reads a factor as little-endian float32.
+func (a *Adapter) bytes(ctx context.Context, t api.TensorInfo) ([]byte, error) {
 	if t.DType != "F32" {
 		return nil, api.Errorf(api.Unsupported, "tensor %s is %s, wanted F32", t.Name, t.DType)
 	}
-	data := make([]byte, 4*n)
-	if err := a.read(ctx, t.Name, data); err != nil {
+	data := make([]byte, 4*length(t))
+	return data, a.read(ctx, t.Name, data)
+}
+
+// Floats reads a factor.
+func (a *Adapter) Floats(ctx context.Context, t api.TensorInfo) ([]float32, error) {
+	data, err := a.bytes(ctx, t)
+	if err != nil {
 		return nil, err
 	}
-	out := make([]float32, n)
+	out := make([]float32, len(data)/4)
 	for i := range out {
 		out[i] = math.Float32frombits(binary.LittleEndian.Uint32(data[4*i:]))
 	}
@@ -99,6 +104,8 @@ type Export struct {
 type WriteOptions struct {
 	Replace  bool                    // an export of the same kind that is there is replaced
 	Progress func(done, total int64) // bytes, of writing and comparing together; may be nil
+
+	disk disk.FS // tests have one that fails
 }
 
 // Write writes the export to path: a folder for "peft" and "merged", a file for the others. It returns when the export is on the disk
@@ -112,6 +119,9 @@ func (x *Export) Write(ctx context.Context, path string, o WriteOptions) error {
 	if err == nil {
 		if o.Progress == nil {
 			o.Progress = func(int64, int64) {}
+		}
+		if o.disk == nil {
+			o.disk = disk.System{}
 		}
 		err = x.write(ctx, path, o)
 	}

@@ -1,78 +1,36 @@
 package local
 
 import (
-	"fmt"
-	"strings"
+	"context"
+	"os"
 
 	"tinkerlocal/engine"
-	"tinkerlocal/engine/api"
-	"tinkerlocal/engine/hf"
-	"tinkerlocal/engine/lora"
+	"tinkerlocal/engine/interchange"
 )
 
-// peftPrefix stands before the module path in every tensor name of a PEFT adapter of a causal language model.
-const peftPrefix = "base_model.model."
-
-// unembedNames are other names of the head's factors in adapters that exist; the first is the hosted service's.
-var unembedNames = []string{"model.unembed_tokens.", "model.lm_head."}
-
-// WriteAdapter writes a run's weights as a PEFT folder, whole or not at all; an adapter that is there is replaced.
+// WriteAdapter writes a run's weights as a PEFT folder, whole or not at all; an adapter that is there is replaced. What was written is read
+// again and compared.
 func WriteAdapter(dir, baseModel string, w engine.Weights) error {
-	return hf.WriteAdapter(dir, toPEFT(baseModel, w))
+	x, err := interchange.PlanPEFT(interchange.FromTensors(baseModel, w.Lora, w.Scale, w.Tensors), interchange.PEFTOptions{})
+	if err != nil {
+		return err
+	}
+	return x.Write(context.Background(), dir, interchange.WriteOptions{Replace: true})
 }
 
-// ReadAdapter reads a PEFT folder for a run or a sampler.
-func ReadAdapter(dir string) (engine.Weights, error) {
-	a, err := hf.ReadAdapter(dir)
+// ReadAdapter reads a PEFT folder, or an archive in a file, for a run or a sampler. A sampler takes an adapter of some modules as well.
+func ReadAdapter(path string) (engine.Weights, error) {
+	var s *interchange.Source
+	st, err := os.Stat(path)
+	if err == nil && !st.IsDir() {
+		s, err = interchange.OpenArchive(context.Background(), path, interchange.ReadOptions{})
+	} else {
+		s, err = interchange.OpenPEFT(path) // it says what is wrong with a path that leads nowhere
+	}
 	if err != nil {
 		return engine.Weights{}, err
 	}
-	w, err := fromPEFT(a)
-	if err != nil {
-		return w, fmt.Errorf("%s: %w", dir, err)
-	}
-	return w, nil
-}
-
-func toPEFT(baseModel string, w engine.Weights) *hf.Adapter {
-	a := &hf.Adapter{BaseModel: baseModel, Rank: w.Lora.Rank, Alpha: w.Scale * float64(w.Lora.Rank)}
-	seen := map[string]bool{}
-	for _, t := range w.Tensors {
-		a.Tensors = append(a.Tensors, hf.AdapterTensor{Name: peftPrefix + t.Name, Shape: t.Shape, Values: t.Values})
-		module, _, _ := strings.Cut(t.Name, ".lora_")
-		target := module[strings.LastIndexByte(module, '.')+1:]
-		if !seen[target] {
-			seen[target] = true
-			a.Targets = append(a.Targets, target)
-		}
-	}
-	return a
-}
-
-func fromPEFT(a *hf.Adapter) (engine.Weights, error) {
-	w := engine.Weights{Lora: api.LoraConfig{Rank: a.Rank}, Scale: a.Scale()}
-	for _, x := range a.Tensors {
-		name, ok := strings.CutPrefix(x.Name, peftPrefix)
-		if !ok {
-			return w, api.Errorf(api.BadRequest, "adapter tensor %s: wanted a name that begins with %s", x.Name, peftPrefix)
-		}
-		for _, other := range unembedNames {
-			if rest, ok := strings.CutPrefix(name, other); ok {
-				name = "lm_head." + rest
-			}
-		}
-		switch {
-		case strings.Contains(name, ".self_attn."):
-			w.Lora.TrainAttn = true
-		case strings.Contains(name, ".mlp."):
-			w.Lora.TrainMLP = true
-		case strings.HasPrefix(name, "lm_head."):
-			w.Lora.TrainUnembed = true
-		default:
-			return w, api.Errorf(api.Unsupported,
-				"adapter tensor %s adapts a module that cannot be adapted here; supported are attention and MLP projections and the output projection", x.Name)
-		}
-		w.Tensors = append(w.Tensors, lora.Tensor{Name: name, Shape: x.Shape, Values: x.Values})
-	}
-	return w, nil
+	defer s.Close()
+	ts, err := s.Tensors()
+	return engine.Weights{Lora: s.Lora, Scale: s.Scale, Tensors: ts}, err
 }

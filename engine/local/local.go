@@ -51,7 +51,7 @@ func Open(ctx context.Context, o Options) (*engine.Engine, error) {
 	}
 	e, err := engine.Open(ctx, engine.Options{
 		Device: dev, Models: Models{Dir: o.Models, HubCache: o.HubCache}, Limits: o.Limits, Store: weights,
-		Checkpoints: checkpoints,
+		Checkpoints: checkpoints, Losses: &lazyLosses{state: o.State, log: o.Log},
 		Detokenizer: detokenizer, Progress: o.Progress, Log: o.Log,
 	})
 	if err != nil {

@@ -3,7 +3,6 @@ package lora
 import (
 	"fmt"
 	"math"
-	"math/rand/v2"
 
 	"tinkerlocal/engine/api"
 	"tinkerlocal/kernels"
@@ -29,8 +28,7 @@ type Adapter struct {
 // gradients, and two moments.
 func Bytes(n int, dt kernels.DType) int64 { return 5 * int64(n) * int64(dt.Size()) }
 
-// New makes an adapter: A uniform in ±1/sqrt(in) (PEFT's default, kaiming_uniform with a = sqrt 5), B zero, so
-// a fresh adapter equals the base. The same seed gives the same factors on every device.
+// New makes an adapter: A as [Init] draws it, B zero, so a fresh adapter equals the base. The same seed gives the same factors on every device.
 func New(dev kernels.Device, sites []Site, c api.LoraConfig, seed int64) (*Adapter, error) {
 	if err := Check(c); err != nil {
 		return nil, err
@@ -46,14 +44,10 @@ func New(dev kernels.Device, sites []Site, c api.LoraConfig, seed int64) (*Adapt
 		}
 	}
 	values := make([]float32, total)
-	rng := rand.New(rand.NewPCG(uint64(seed), 0x10ca1))
+	init := NewInit(seed)
 	for _, s := range slots {
-		if !s.isA {
-			continue
-		}
-		bound := 1 / math.Sqrt(float64(s.shape[len(s.shape)-1]))
-		for i := range s.size {
-			values[s.off+i] = float32((2*rng.Float64() - 1) * bound)
+		if s.isA {
+			init.Fill(values[s.off:s.off+s.size], s.shape[len(s.shape)-1])
 		}
 	}
 	if err := kernels.WriteFloats(dev, a.flat, values); err != nil {
@@ -157,7 +151,7 @@ func (a *Adapter) Gradients() ([]Tensor, error) { return tensors(a.dev, a.grad, 
 // Load replaces the weights with factors from the host, scaled as in [NewSnapshot], with fresh moments and
 // no gradient.
 func (a *Adapter) Load(ts []Tensor, scale float64) error {
-	values, err := gather(a.slots, a.flat.Len(), ts, float32(scale*float64(a.Config.Rank)/api.LoraAlpha))
+	values, err := gather(a.slots, a.flat.Len(), ts, Fold(a.Config, scale), whole)
 	if err != nil {
 		return err
 	}

@@ -122,7 +122,7 @@ func (a *Adapter) Restore(ts, m, v []Tensor, step int64) error {
 	var values [3][]float32
 	for i, x := range [][]Tensor{ts, m, v} {
 		var err error
-		if values[i], err = gather(a.slots, a.flat.Len(), x, 1); err != nil {
+		if values[i], err = gather(a.slots, a.flat.Len(), x, 1, whole); err != nil {
 			return fmt.Errorf("%s: %w", [...]string{"weights", "first moments", "second moments"}[i], err)
 		}
 	}

@@ -2,6 +2,7 @@ package lora
 
 import (
 	"fmt"
+	"math"
 	"slices"
 
 	"tinkerlocal/engine/api"
@@ -72,14 +73,14 @@ type Snapshot struct {
 	Version int64
 }
 
-// NewSnapshot puts factors from a file on the device. ts must hold exactly the factors that c has on
-// sites, in any order; scale is folded into B when it differs from LoraAlpha/rank.
+// NewSnapshot puts factors from a file on the device. ts must hold factors that c has on sites, in any order; a module of which
+// neither factor is there is not adapted. scale is folded into B when it differs from LoraAlpha/rank.
 func NewSnapshot(dev kernels.Device, sites []Site, c api.LoraConfig, ts []Tensor, scale float64) (*Snapshot, error) {
 	if err := Check(c); err != nil {
 		return nil, err
 	}
 	slots, total := layout(sites, c)
-	values, err := gather(slots, total, ts, float32(scale*float64(c.Rank)/api.LoraAlpha))
+	values, err := gather(slots, total, ts, Fold(c, scale), partial)
 	if err != nil {
 		return nil, err
 	}
@@ -97,15 +98,39 @@ func NewSnapshot(dev kernels.Device, sites []Site, c api.LoraConfig, ts []Tensor
 // Free gives the device memory back.
 func (s *Snapshot) Free() { s.dev.Free(s.flat.Buf) }
 
+// Fold is what B is multiplied by when an adapter whose B·A is scaled by scale becomes one of ours, scaled by LoraAlpha/rank. The product
+// is rounded once; for a power of two it is exact.
+func Fold(c api.LoraConfig, scale float64) float64 { return Alpha(c, scale) / api.LoraAlpha }
+
+// Alpha is scale times the rank: a whole number where one gives this scale. (32/49·49 is not 32 in floating point.)
+func Alpha(c api.LoraConfig, scale float64) float64 {
+	alpha := scale * float64(c.Rank)
+	if n := math.Round(alpha); n/float64(c.Rank) == scale {
+		return n
+	}
+	return alpha
+}
+
+// What gather does about modules that are not there.
+const (
+	whole   = false // refuse
+	partial = true  // leave both factors zero
+)
+
 // gather puts named tensors in layout order; B factors are multiplied by scaleB.
-func gather(slots []slot, total int, ts []Tensor, scaleB float32) ([]float32, error) {
+func gather(slots []slot, total int, ts []Tensor, scaleB float64, lacking bool) ([]float32, error) {
 	byName := make(map[string]Tensor, len(ts))
+	adapted := map[string]bool{}
 	for _, t := range ts {
 		byName[t.Name] = t
+		adapted[Module(t.Name)] = true
 	}
 	values := make([]float32, total)
 	for _, s := range slots {
 		t, ok := byName[s.name]
+		if !ok && lacking && !adapted[Module(s.name)] {
+			continue
+		}
 		if !ok {
 			return nil, api.Errorf(api.BadRequest, "adapter has no tensor %s", s.name)
 		}
@@ -116,8 +141,11 @@ func gather(slots []slot, total int, ts []Tensor, scaleB float32) ([]float32, er
 		dst := values[s.off : s.off+len(t.Values)]
 		copy(dst, t.Values)
 		if !s.isA && scaleB != 1 {
-			for i := range dst {
-				dst[i] *= scaleB
+			for i, v := range dst {
+				dst[i] = float32(float64(v) * scaleB)
+				if math.IsInf(float64(dst[i]), 0) {
+					return nil, api.Errorf(api.BadRequest, "adapter tensor %s: value %d is %v, which times %v is too large for a float32", s.name, i, v, scaleB)
+				}
 			}
 		}
 	}

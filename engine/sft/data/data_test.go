@@ -414,3 +414,29 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestNumbers: fields that a loss asks for are numbers of each example, and of both answers of a pair.
+func TestNumbers(t *testing.T) {
+	o := options(t)
+	o.Numbers = []string{"label", "reward"}
+	s := open(t, `{"prompt": "a", "completion": "b", "label": true, "reward": -1.5}`+"\n"+`{"reward": 2, "prompt": "a", "completion": "b", "label": false}`, o)
+	for i, want := range [][]float64{{1, -1.5}, {0, 2}} {
+		e, err := s.Example(i)
+		if err != nil || !slices.Equal(e.Numbers, want) {
+			t.Errorf("example %d has the numbers %v, %v; wanted %v", i, e.Numbers, err, want)
+		}
+	}
+	if ignored := s.Report().Ignored; len(ignored) > 0 {
+		t.Errorf("ignored: %v", ignored)
+	}
+	p, err := open(t, `{"prompt": "a", "chosen": "b", "rejected": "c", "label": 3, "reward": 0}`, o).Pair(0)
+	if want := []float64{3, 0}; err != nil || !slices.Equal(p.Chosen.Numbers, want) || !slices.Equal(p.Rejected.Numbers, want) {
+		t.Errorf("pair: %v and %v, %v", p.Chosen.Numbers, p.Rejected.Numbers, err)
+	}
+	for _, bad := range []string{`"reward": "1"`, `"reward": null`, `"reward": [1]`, `"rewards": 1`} {
+		_, err := Open(file(t, `{"prompt": "a", "completion": "b", "label": 1, `+bad+`}`), o)
+		if err == nil || !strings.Contains(err.Error(), `"reward" is `) {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}

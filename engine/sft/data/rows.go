@@ -99,17 +99,17 @@ func number(fields map[string]json.RawMessage, name string) (float64, error) {
 	if !ok {
 		return 0, fmt.Errorf("%q is missing, a number that the loss needs; the row's fields are %s", name, names(fields))
 	}
-	var n *float64
-	var b *bool
-	switch {
-	case json.Unmarshal(raw, &n) == nil && n != nil:
-		return *n, nil
-	case json.Unmarshal(raw, &b) == nil && b != nil && *b:
+	switch string(raw) {
+	case "true":
 		return 1, nil
-	case b != nil:
+	case "false":
 		return 0, nil
 	}
-	return 0, fmt.Errorf("%q is %s, wanted a number", name, clip(raw))
+	var n *float64
+	if err := json.Unmarshal(raw, &n); err != nil || n == nil {
+		return 0, fmt.Errorf("%q is %s, wanted a number", name, clip(raw))
+	}
+	return *n, nil
 }
 
 // kindOf tells a row's kind by the fields that only one kind has.

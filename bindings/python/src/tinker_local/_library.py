@@ -209,6 +209,7 @@ def take_array(address: int | None, count: int, dtype: npt.DTypeLike) -> npt.NDA
 
 def debug_counts() -> dict[str, Any]:
     """What is alive in the library: {"handles": {type: count}, "memory": {"blocks", "bytes"}}. Handles that Python has let go of are freed first."""
+    lib()
     _reaper.drain()
     counts: dict[str, Any] = call_json("tinker_debug_counts")
     return counts

@@ -1,0 +1,247 @@
+package plugins
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/loss"
+)
+
+// batch is a user's call, checked and ready to be cut.
+type batch struct {
+	data     []api.Datum
+	logProbs [][]float32
+	dims     [][2]uint32 // of each datum's targets
+	elems    int
+	groups   []uint32 // of each datum, numbered by first appearance; nil without grouping
+	nGroups  int
+	params   []float64
+	config   []byte // canonical JSON
+	evaluate bool   // the weights are not wanted
+}
+
+// chunk is a part of a batch in one request.
+type chunk struct {
+	index  int
+	lo, hi int // datums
+	elems  int
+	first  uint32 // group of the first datum
+	groups int
+}
+
+// prepare checks a batch against the metadata, and lays out what all its chunks share. logProbs are nil before they are known; then
+// the inputs' values are looked at, too.
+func (m *Meta) prepare(data []api.Datum, logProbs [][]float32, config map[string]float64) (*batch, error) {
+	b := &batch{data: data, logProbs: logProbs, dims: make([][2]uint32, len(data))}
+	var err error
+	if b.params, err = m.params(config); err != nil {
+		return nil, err
+	}
+	whole := make(map[string]float64, len(m.Params))
+	for i, p := range m.Params {
+		whole[p.Name] = b.params[i]
+	}
+	if b.config, err = json.Marshal(whole); err != nil { // keys in order, no spaces
+		return nil, err
+	}
+	if len(data) == 0 {
+		return nil, bad("the batch is empty")
+	}
+	if logProbs != nil && len(logProbs) != len(data) {
+		return nil, api.Errorf(api.Internal, "log-probabilities of %d datums for a batch of %d", len(logProbs), len(data))
+	}
+	for i, d := range data {
+		if b.dims[i], err = m.datum(d, logProbs == nil); err != nil {
+			return nil, bad("datum %d: %w", i, err)
+		}
+		n := int(b.dims[i][0]) * int(b.dims[i][1])
+		if logProbs != nil && len(logProbs[i]) != n {
+			return nil, api.Errorf(api.Internal, "datum %d: %d log-probabilities for %d targets", i, len(logProbs[i]), n)
+		}
+		b.elems += n
+	}
+	return b, m.group(b)
+}
+
+// datum checks one datum's tensors, and returns the dimensions of its targets.
+func (m *Meta) datum(d api.Datum, values bool) (dims [2]uint32, err error) {
+	targets, ok := d.LossInputs["target_tokens"]
+	if !ok {
+		return dims, bad("target_tokens is missing")
+	}
+	if dims, err = twoDims(targets); err != nil {
+		return dims, bad("target_tokens has %w", err)
+	}
+	given := 0
+	for i := range m.Inputs {
+		in := &m.Inputs[i]
+		t, ok := d.LossInputs[in.Name]
+		if !ok {
+			if !in.Optional {
+				return dims, bad("%s is missing", in.Name)
+			}
+			continue
+		}
+		if in.Name != "target_tokens" {
+			given++
+		}
+		if err := in.accepts(t, dims); err != nil {
+			return dims, bad("%s %w", in.Name, err)
+		}
+		if values {
+			if j := slices.IndexFunc(t.Floats, func(v float32) bool { return v-v != 0 }); j >= 0 {
+				return dims, bad("%s has %v at %d, wanted finite numbers", in.Name, t.Floats[j], j)
+			}
+		}
+	}
+	if given+1 < len(d.LossInputs) {
+		for _, name := range sortedNames(d.LossInputs) {
+			if name != "target_tokens" && !slices.ContainsFunc(m.Inputs, func(i Input) bool { return i.Name == name }) {
+				return dims, bad("%s does not know the input %q", m.Name, name)
+			}
+		}
+	}
+	return dims, nil
+}
+
+// twoDims are a tensor's dimensions as the ABI has them: one dimension is [T, 1].
+func twoDims(t api.TensorData) (dims [2]uint32, err error) {
+	shape := t.Shape
+	if shape == nil { // not Dims: it allocates, for each tensor of each datum
+		return [2]uint32{uint32(t.Len()), 1}, nil
+	}
+	dims = [2]uint32{1, 1}
+	n := int64(1)
+	for i, v := range shape {
+		if i > 1 || v < 0 || v > 1<<28 {
+			return dims, fmt.Errorf("shape %v, wanted one or two dimensions", shape)
+		}
+		dims[i] = uint32(v)
+		n *= int64(v)
+	}
+	if n != int64(t.Len()) {
+		return dims, fmt.Errorf("shape %v, but holds %d values", shape, t.Len())
+	}
+	return dims, nil
+}
+
+// accepts says what is wrong with a tensor, as the rest of a sentence that begins with its name.
+func (i *Input) accepts(t api.TensorData, targets [2]uint32) error {
+	// An empty tensor has no dtype on its own.
+	if t.Len() > 0 && t.DType() != i.DType {
+		return bad("is %s, wanted %s", t.DType(), i.DType)
+	}
+	dims, err := twoDims(t)
+	if err != nil {
+		return bad("has %w", err)
+	}
+	want := dims
+	switch {
+	case i.Like != "":
+		want = targets
+	case i.Shape != nil:
+		want = [2]uint32{uint32(i.Shape[0]), 1}
+		if len(i.Shape) == 2 {
+			want[1] = uint32(i.Shape[1])
+		}
+	}
+	if dims != want {
+		if i.Like != "" {
+			return bad("has shape %v, target_tokens has %v", t.Dims(), plainDims(want))
+		}
+		return bad("has shape %v, wanted %v", t.Dims(), i.Shape)
+	}
+	return nil
+}
+
+func plainDims(d [2]uint32) []uint32 {
+	if d[1] == 1 {
+		return d[:1]
+	}
+	return d[:]
+}
+
+// group numbers the groups by first appearance.
+func (m *Meta) group(b *batch) error {
+	g := m.Grouping
+	if g == nil {
+		return nil
+	}
+	b.groups = make([]uint32, len(b.data))
+	if g.By == "consecutive" {
+		if rest := len(b.data) % g.Size; rest != 0 {
+			return bad("the batch has %d datums, %s takes them %d at a time", len(b.data), m.Name, g.Size)
+		}
+		for i := range b.groups {
+			b.groups[i] = uint32(i / g.Size)
+		}
+		b.nGroups = len(b.data) / g.Size
+		return nil
+	}
+	number := map[int64]uint32{}
+	for i, d := range b.data {
+		key := d.LossInputs[g.Name].Ints[0]
+		n, known := number[key]
+		if !known {
+			n = uint32(len(number))
+			number[key] = n
+		}
+		b.groups[i] = n
+	}
+	b.nGroups = len(number)
+	return nil
+}
+
+// cut divides a batch into chunks of about chunkElements log-probabilities, where the scope allows it. It depends on the batch alone.
+func (m *Meta) cut(b *batch, most int) []chunk {
+	if m.Scope == ScopeBatch {
+		return []chunk{{hi: len(b.data), elems: b.elems, groups: b.nGroups}}
+	}
+	// A group may not go on in another chunk: last says where each one ends.
+	last := make([]int, b.nGroups)
+	for i, g := range b.groups {
+		last[g] = i
+	}
+	var out []chunk
+	c := chunk{}
+	unit, groups := 0, 0 // elements and groups since the last border
+	open := -1           // the last datum of the groups met so far
+	for i := range b.data {
+		unit += int(b.dims[i][0]) * int(b.dims[i][1])
+		if b.groups != nil {
+			if end := last[b.groups[i]]; end > open {
+				open = end
+			}
+			if last[b.groups[i]] == i {
+				groups++
+			}
+			if open > i {
+				continue
+			}
+		}
+		if c.elems > 0 && c.elems+unit > most {
+			out = append(out, c)
+			c = chunk{index: c.index + 1, lo: c.hi, hi: c.hi}
+		}
+		c.hi = i + 1
+		c.elems += unit
+		c.groups += groups
+		unit, groups = 0, 0
+	}
+	out = append(out, c)
+	if b.groups != nil {
+		first := uint32(0)
+		for i := range out {
+			out[i].first = first
+			first += uint32(out[i].groups)
+		}
+	}
+	return out
+}
+
+// input is a batch as the engine gives it.
+func (m *Meta) input(in loss.Input) (*batch, error) {
+	return m.prepare(in.Data, in.LogProbs, in.Config)
+}
