@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -162,28 +163,23 @@ def test_without_torch_the_reason_is_said(training: tinker_local.TrainingClient,
         training.forward_backward_custom([example()], lambda data, logprobs: (0, {}))
 
 
-def wasm_module(pattern: str) -> bytes:
-    found = sorted(ROOT.glob(f"plugins/**/{pattern}.wasm"))
-    if not found:
-        pytest.skip(f"no compiled {pattern}.wasm in plugins/")
-    return found[0].read_bytes()
+def test_wasm(service: tinker_local.ServiceClient, tmp_path: Path) -> None:
+    """A module by its name, its bytes and its file is the same loss, and costs one forward."""
+    file = ROOT / "plugins" / "losses" / "logprob_variance.wasm"
+    if not file.exists():
+        pytest.skip(f"no {file}: not run in a checkout")
+    data = [types.Datum(d.model_input, {"target_tokens": d.loss_fn_inputs["target_tokens"]}) for d in (example("hello"), example("a longer one"))]
+    assert "logprob_variance" in [p["name"] for p in service.engine.plugins()]
+    by_name = weights_after(service, lambda c: c.forward_backward(data, "wasm:logprob_variance"))
+    assert same(weights_after(service, lambda c: c.forward_backward(data, file.read_bytes())), by_name)
+    assert same(weights_after(service, lambda c: c.forward_backward_custom(data, file)), by_name)
+    assert same(weights_after(service, lambda c: c.forward_backward_custom(data, str(file), loss_fn_config={})), by_name)
 
-
-def test_wasm(service: tinker_local.ServiceClient, tmp_path: Any) -> None:
-    wasm = wasm_module("*cross_entropy*")
-    data = [example("hello"), example("a longer one", 0.5)]
-    built_in = weights_after(service, lambda c: c.forward_backward(data, "cross_entropy"))
-    (tmp_path / "loss.wasm").write_bytes(wasm)
-    try:
-        by_bytes = weights_after(service, lambda c: c.forward_backward_custom(data, wasm))
-    except tinker_local.RequestFailedError as e:
-        if "no WASM" in e.message:
-            pytest.skip(e.message)
-        raise
-    by_path = weights_after(service, lambda c: c.forward_backward(data, tmp_path / "loss.wasm"))
-    by_name = weights_after(service, lambda c: c.forward_backward_custom(data, str(tmp_path / "loss.wasm")))
-    for got in (by_bytes, by_path, by_name):
-        assert all(np.allclose(got[k], built_in[k], rtol=1e-3, atol=1e-6) for k in built_in)
+    client = service.create_lora_training_client("tinker-local/tiny", rank=4, seed=1)
+    value = client.forward(data, file).result()
+    logprobs = np.concatenate([o["logprobs"].to_numpy() for o in value.loss_fn_outputs]).astype(np.float64)
+    assert value.metrics["loss:sum"] in (pytest.approx(logprobs.var(), 1e-5), pytest.approx(logprobs.var(ddof=1), 1e-5))
+    assert tinker_local.debug_counts()["handles"]["module"] >= 1
 
 
 def test_wasm_mistakes(training: tinker_local.TrainingClient) -> None:

@@ -38,6 +38,7 @@ _PROTOTYPES: dict[str, list[Any]] = {
     "tinker_engine_info": [_H, _OUT],
     "tinker_engine_capabilities": [_H, _OUT],
     "tinker_engine_models": [_H, _OUT],
+    "tinker_engine_plugins": [_H, _OUT],
     "tinker_model_info": [_H, _STR, _OUT],
     "tinker_tokenizer_open": [_H, _STR, _OUT],
     "tinker_tokenizer_free": [_H],

@@ -64,6 +64,10 @@ class Engine:
         """Every model that can be opened, and why others cannot: tinker_engine_models of tinker.h."""
         return call_json("tinker_engine_models", self.handle.value)  # type: ignore[no-any-return]
 
+    def plugins(self) -> list[dict[str, Any]]:
+        """The custom losses that can be named as "wasm:NAME", with their inputs and parameters: tinker_engine_plugins of tinker.h."""
+        return call_json("tinker_engine_plugins", self.handle.value)  # type: ignore[no-any-return]
+
     def json(self, name: str, *arguments: str | None) -> dict[str, Any]:
         """Asks the library about the engine. Errors: APIStatusError."""
         answer: dict[str, Any] = call_json(name, self.handle.value, *map(encode, arguments))
