@@ -98,13 +98,17 @@ func (m *Meta) datum(d api.Datum, values bool) (dims [2]uint32, err error) {
 	}
 	if given+1 < len(d.LossInputs) {
 		for _, name := range sortedNames(d.LossInputs) {
-			if name != "target_tokens" && !slices.ContainsFunc(m.Inputs, func(i Input) bool { return i.Name == name }) {
+			if !slices.Contains(usualInputs, name) && !slices.ContainsFunc(m.Inputs, func(i Input) bool { return i.Name == name }) {
 				return dims, bad("%s does not know the input %q", m.Name, name)
 			}
 		}
 	}
 	return dims, nil
 }
+
+// usualInputs are the inputs of the built-in losses, which datums have whatever the loss is. A plugin that does not declare them does not get
+// them; any other name that it does not declare is refused, since it may be an optional one that is misspelt.
+var usualInputs = []string{"target_tokens", "weights", "logprobs", "advantages", "mask"}
 
 // twoDims are a tensor's dimensions as the ABI has them: one dimension is [T, 1].
 func twoDims(t api.TensorData) (dims [2]uint32, err error) {

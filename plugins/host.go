@@ -193,7 +193,7 @@ func (h *Host) Load(ctx context.Context, binary []byte) (*Module, error) {
 	return m, nil
 }
 
-// Check does what Load does, keeps nothing, and measures.
+// Check does what Load does, measures speed and fuel on a batch of an ordinary size, and keeps nothing.
 func (h *Host) Check(ctx context.Context, binary []byte) (*Report, error) {
 	m, err := h.build(ctx, binary, Digest(binary))
 	if err != nil {

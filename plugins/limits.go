@@ -28,8 +28,8 @@ type Limits struct {
 	// CompileTime bounds the compilation of one module. Default 30 s.
 	CompileTime time.Duration
 
-	// Calls is how many instances may run at a time, over all modules; as many again may run on small parts of batches of per-datum losses,
-	// which never wait for large batches. Default: the number of CPUs that Go uses. The worst case in memory is twice that many times
+	// Calls is how many instances may run at a time, over all modules; as many again may run on batches of one small
+	// request, which never wait for large ones. Default: the number of CPUs that Go uses. The worst case in memory is twice that many times
 	// MemoryPages.
 	Calls int
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,9 +27,12 @@ func (l moduleLoss) Plugin() api.PluginRecord { return l.m.Record() }
 
 // Check refuses data and configuration that do not fit the metadata or the limits.
 func (l moduleLoss) Check(data []api.Datum, config map[string]float64) error {
-	if err := l.m.open(); err != nil {
+	defer runtime.KeepAlive(l.held)
+	release, err := l.m.hold()
+	if err != nil {
 		return err
 	}
+	defer release()
 	b, err := l.m.meta.prepare(data, nil, config)
 	if err != nil {
 		return l.m.named(err)
@@ -46,6 +50,7 @@ func (l moduleLoss) Check(data []api.Datum, config map[string]float64) error {
 }
 
 func (l moduleLoss) Eval(ctx context.Context, in loss.Input) (loss.Output, error) {
+	defer runtime.KeepAlive(l.held)
 	return l.m.eval(ctx, in, evalOptions{})
 }
 
@@ -57,9 +62,11 @@ type evalOptions struct {
 
 // eval checks the batch, runs its chunks, and puts their results together in order.
 func (m *Module) eval(ctx context.Context, in loss.Input, o evalOptions) (loss.Output, error) {
-	if err := m.open(); err != nil {
+	release, err := m.hold()
+	if err != nil {
 		return loss.Output{}, err
 	}
+	defer release()
 	b, err := m.meta.input(in)
 	if err != nil {
 		return loss.Output{}, m.named(err)

@@ -55,17 +55,18 @@ func (m *Module) Close() error {
 	return m.code.Close(context.Background())
 }
 
-// open says whether the module may be used.
-func (m *Module) open() error {
+// hold keeps the module loaded until the function that it returns is called.
+func (m *Module) hold() (release func(), err error) {
 	m.host.mu.Lock()
 	defer m.host.mu.Unlock()
 	switch {
 	case m.host.closed:
-		return errHostClosed
+		return nil, errHostClosed
 	case m.refs <= 0:
-		return api.Errorf(api.Closed, "plugin %s is unloaded", m)
+		return nil, api.Errorf(api.Closed, "plugin %s is unloaded", m)
 	}
-	return nil
+	m.refs++
+	return func() { m.Close() }, nil
 }
 
 // String names the module as errors do.

@@ -88,10 +88,10 @@ func NewRegistry(ctx context.Context, h *Host, o RegistryOptions) (*Registry, er
 			return nil, bad("bundled plugin %q: wanted a name of letters, digits, _ . -", name)
 		}
 	}
-	if o.Dir == "" {
-		return r, nil
+	if err := r.Refresh(ctx); err != nil {
+		return nil, errors.Join(err, r.Close())
 	}
-	return r, r.Refresh(ctx)
+	return r, nil
 }
 
 var pinned = regexp.MustCompile(`^([^@]*)@sha256:([0-9a-f]{64})$`)

@@ -299,6 +299,20 @@ func TestModuleLife(t *testing.T) {
 	if n := load(t, h, version("1")); n == m {
 		t.Error("an unloaded module came back")
 	}
+	big := load(t, h, version("5"))
+	in := ordinary(t, big)
+	started, ended := make(chan struct{}), make(chan error)
+	go func() {
+		close(started)
+		_, err := big.eval(ctx, in, evalOptions{elements: 100}) // many chunks
+		ended <- err
+	}()
+	<-started
+	time.Sleep(time.Millisecond)
+	big.Close()
+	if err := <-ended; err != nil && api.CodeOf(err) != api.Closed {
+		t.Errorf("unloaded while a batch is evaluated: %v", err)
+	}
 	quit, cancel := context.WithCancel(ctx)
 	cancel()
 	if _, err := h.Load(quit, version("9")); api.CodeOf(err) != api.Cancelled {

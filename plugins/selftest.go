@@ -31,6 +31,7 @@ type Report struct {
 	MeasuredElements int     `json:"measured_elements,omitempty"`
 	NsPerElement     float64 `json:"ns_per_element,omitempty"`
 	FuelPerElement   float64 `json:"fuel_per_element,omitempty"`
+	PeakPages        int     `json:"peak_pages,omitempty"`
 
 	Warnings []string `json:"warnings,omitempty"`
 }
@@ -286,6 +287,7 @@ func (m *Module) measure(ctx context.Context, r *Report) error {
 	}
 	best := time.Duration(math.MaxInt64)
 	var fuel float64
+	var pages int
 	for start := time.Now(); best == math.MaxInt64 || time.Since(start) < 50*time.Millisecond; {
 		t := time.Now()
 		out, err := m.evalBatch(ctx, batch, evalOptions{workers: 1})
@@ -296,9 +298,9 @@ func (m *Module) measure(ctx context.Context, r *Report) error {
 			return refusal(fmt.Errorf("a batch of %d log-probabilities: %w", batch.elems, err))
 		}
 		best = min(best, time.Since(t))
-		fuel = out.Metrics["plugin/fuel:sum"]
+		fuel, pages = out.Metrics["plugin/fuel:sum"], int(out.Metrics["plugin/pages:max"])
 	}
-	r.MeasuredElements = batch.elems
+	r.MeasuredElements, r.PeakPages = batch.elems, pages
 	r.NsPerElement = float64(best.Nanoseconds()) / float64(batch.elems)
 	r.FuelPerElement = fuel / float64(batch.elems)
 	return nil

@@ -34,6 +34,18 @@ func (a *app) globalFlags(root *cobra.Command) {
 	f.BoolVar(&a.json, "json", false, "print one JSON object on standard output instead of text")
 }
 
+// group makes c a command that does nothing but hold others.
+func (a *app) group(c *cobra.Command, subs []func(*app) *cobra.Command) *cobra.Command {
+	c.Args = cobra.NoArgs
+	c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+	for _, sub := range subs {
+		s := sub(a)
+		s.Args = usageArgs(s.Args)
+		c.AddCommand(s)
+	}
+	return c
+}
+
 // models finds base models where the flags say.
 func (a *app) models() local.Models {
 	return local.Models{Dir: a.opt.Models, HubCache: a.opt.HubCache}

@@ -28,22 +28,14 @@ var checkpointCommands = []func(*app) *cobra.Command{
 }
 
 func checkpointCommand(a *app) *cobra.Command {
-	c := &cobra.Command{
+	return a.group(&cobra.Command{
 		Use:   "checkpoint",
 		Short: "Look after saved weights: list, publish, expire, delete, verify, export, import",
 		Long: "checkpoint looks after the checkpoints in the state directory (--state). Their paths are tinker://RUN/weights/NAME for training\n" +
 			"states, which hold the optimizer's moments, and tinker://RUN/sampler_weights/NAME for adapters alone. One program at a time has\n" +
 			"the state directory open. Whoever may read the directory may do all of this, whoever owns a checkpoint.",
 		Example: "  tinker-local checkpoint list\n  tinker-local checkpoint info tinker://RUN/weights/final\n  tinker-local checkpoint verify",
-		Args:    cobra.NoArgs,
-		RunE:    func(c *cobra.Command, _ []string) error { return c.Help() },
-	}
-	for _, command := range checkpointCommands {
-		sub := command(a)
-		sub.Args = usageArgs(sub.Args)
-		c.AddCommand(sub)
-	}
-	return c
+	}, checkpointCommands)
 }
 
 // kinds are the words of --kind.

@@ -24,19 +24,11 @@ var modelCommands = []func(*app) *cobra.Command{
 }
 
 func modelCommand(a *app) *cobra.Command {
-	c := &cobra.Command{
+	return a.group(&cobra.Command{
 		Use:     "model",
 		Short:   "List and download base models; what they are and need",
 		Example: "  tinker-local model list --models ~/models\n  tinker-local model info tinker-local/tiny\n  tinker-local model pull Qwen/Qwen3-0.6B",
-		Args:    cobra.NoArgs,
-		RunE:    func(c *cobra.Command, _ []string) error { return c.Help() },
-	}
-	for _, command := range modelCommands {
-		sub := command(a)
-		sub.Args = usageArgs(sub.Args)
-		c.AddCommand(sub)
-	}
-	return c
+	}, modelCommands)
 }
 
 func modelListCommand(a *app) *cobra.Command {

@@ -27,7 +27,7 @@ var pluginCommands = []func(*app) *cobra.Command{
 }
 
 func pluginCommand(a *app) *cobra.Command {
-	c := &cobra.Command{
+	return a.group(&cobra.Command{
 		Use:   "plugin",
 		Short: "Custom losses as WASM modules: list, add, check, measure, begin a new one",
 		Long: "plugin looks after losses that are WASM modules. Some come with the program; others are NAME.wasm files in the plugins folder of the\n" +
@@ -35,15 +35,7 @@ func pluginCommand(a *app) *cobra.Command {
 			"wasm:NAME@sha256:DIGEST exactly the one with these bytes. A module sees log-probabilities, the inputs that it asks for and its\n" +
 			"parameters, and nothing else: no files, no network, no clock; its time and memory are bounded.",
 		Example: "  tinker-local plugin list\n  tinker-local plugin new --lang c myloss\n  tinker-local plugin check myloss/myloss.wasm\n  tinker-local plugin add myloss/myloss.wasm",
-		Args:    cobra.NoArgs,
-		RunE:    func(c *cobra.Command, _ []string) error { return c.Help() },
-	}
-	for _, command := range pluginCommands {
-		sub := command(a)
-		sub.Args = usageArgs(sub.Args)
-		c.AddCommand(sub)
-	}
-	return c
+	}, pluginCommands)
 }
 
 // withPlugins calls do with the plugins of the state directory.

@@ -157,8 +157,10 @@ func TestTrainPluginInputs(t *testing.T) {
 		code, _, stderr := cli(t.Context(), append(append(trainFor(t, state, data, filepath.Join(dir, "a")), "--steps", "2"), args...)...)
 		return code, stderr
 	}
-	if code, stderr := run(labelled, "--loss", "wasm:kto"); code != exitOK {
-		t.Error(stderr)
+	for _, name := range []string{"kto", "logprob_variance"} {
+		if code, stderr := run(labelled, "--loss", "wasm:"+name); code != exitOK {
+			t.Error(stderr)
+		}
 	}
 	for _, c := range []struct {
 		data string

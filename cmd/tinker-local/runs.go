@@ -22,19 +22,11 @@ var runCommands = []func(*app) *cobra.Command{
 }
 
 func runCommand(a *app) *cobra.Command {
-	c := &cobra.Command{
+	return a.group(&cobra.Command{
 		Use:     "run",
 		Short:   "List training runs, and show one with its checkpoints",
 		Example: "  tinker-local run list\n  tinker-local run info RUN",
-		Args:    cobra.NoArgs,
-		RunE:    func(c *cobra.Command, _ []string) error { return c.Help() },
-	}
-	for _, command := range runCommands {
-		sub := command(a)
-		sub.Args = usageArgs(sub.Args)
-		c.AddCommand(sub)
-	}
-	return c
+	}, runCommands)
 }
 
 func runListCommand(a *app) *cobra.Command {

@@ -267,6 +267,9 @@ func train(ctx context.Context, a *app, c *cobra.Command, f trainFlags, from *re
 		return err
 	}
 	m, err := a.openModel(ctx, facts, state)
+	if api.CodeOf(err) == api.Busy && state != "" {
+		err = fmt.Errorf("%w; or give --no-save", err)
+	}
 	if err != nil {
 		return errors.Join(err, rec.discard())
 	}
