@@ -39,20 +39,20 @@ BEGIN = """
 """
 
 
-@pytest.mark.parametrize("wait", ["client.forward_backward([datum] * 300, 'cross_entropy').result()", "future.result()"])
+@pytest.mark.parametrize("wait", ["future.result()", "future.future().result()", "client.forward_backward_custom([datum] * 200, loss)"])
 def test_ctrl_c_ends_a_wait(wait: str) -> None:
     """And the process, its engine included, goes on working."""
     out = run(
         BEGIN
         + f"""
-    sampler = client.save_weights_and_get_sampling_client()
-    future = sampler.sample(types.ModelInput.from_ints([1]), 64, types.SamplingParams(max_tokens=2000, temperature=2.0))
+    loss = tinker_local.numpy_loss(lambda data, logprobs: (0.0, {{}}, logprobs))
+    future = client.forward_backward([datum] * 200, "cross_entropy")
     threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
     try:
         {wait}
     except KeyboardInterrupt:
         print("interrupted")
-    future.cancel()
+    client.close()
     other = service.create_lora_training_client("tinker-local/tiny", rank=2)
     print(len(other.forward([datum], "cross_entropy").result().loss_fn_outputs))
     """
