@@ -35,7 +35,7 @@ class EncodedTextChunk(Record):
         array = np.asarray(self.tokens)
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
             raise ValueError(f"tokens: wanted a sequence of integers, got {array.dtype} of shape {list(array.shape)}")
-        if array.size and (array.min() < -(2**31) or array.max() >= 2**31):
+        if array.dtype != np.int32 and array.size and (array.min() < -(2**31) or array.max() >= 2**31):
             raise ValueError("tokens: an id does not fit into 32 bits")
         return np.ascontiguousarray(array, np.int32)
 

@@ -61,14 +61,8 @@ class TensorData:
             array = array.copy()
         if shape is not None and sparse_crow_indices is None and list(array.shape) != list(shape):
             array = array.reshape(shape)
-        for name, value in (
-            ("dtype", dtype),
-            ("shape", shape),
-            ("sparse_crow_indices", sparse_crow_indices),
-            ("sparse_col_indices", sparse_col_indices),
-            ("array", array),
-        ):
-            object.__setattr__(self, name, value)
+        # Not by object.__setattr__, one after the other: a batch makes hundreds of these.
+        self.__dict__.update(dtype=dtype, array=array, shape=shape, sparse_crow_indices=sparse_crow_indices, sparse_col_indices=sparse_col_indices)
 
     @property
     def data(self) -> list[int] | list[float]:
