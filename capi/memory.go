@@ -145,6 +145,7 @@ const (
 	firstSampling      = 88
 	firstDatums        = 48
 	firstTensor        = 48
+	firstWeights       = 40
 )
 
 // lent is a struct of the caller's, as large as it says. A shorter one, of an older header, keeps the defaults of the fields that it lacks; a

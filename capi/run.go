@@ -9,6 +9,7 @@ import "C"
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"tinkerlocal/capi/handle"
@@ -222,6 +223,55 @@ func tinkergo_run_weights(run C.uint64_t, out *C.uint64_t) C.int32_t {
 		f, err := r.Weights()
 		return giveFuture(out, ref, f, err)
 	})
+}
+
+//export tinkergo_run_load_weights
+func tinkergo_run_load_weights(run C.uint64_t, p *C.tinker_weights, out *C.uint64_t) C.int32_t {
+	return withRun(run, func(ref *handle.Ref, r *engine.Run) error {
+		if p == nil {
+			return bad("weights is NULL")
+		}
+		var c C.tinker_weights
+		if err := lent("weights", p, &c, firstWeights); err != nil {
+			return err
+		}
+		list, err := array("matrices", c.matrices, c.count, 1<<20)
+		if err != nil {
+			return err
+		}
+		w := engine.Weights{Lora: r.Info().Lora, Scale: float64(c.scale)}
+		w.Lora.Rank = int(c.rank)
+		w.Tensors = slices.Grow(w.Tensors, len(list))[:len(list)]
+		for i, m := range list {
+			t := &w.Tensors[i]
+			if t.Name, t.Shape, t.Values, err = readMatrix(m); err != nil {
+				return bad("matrix %d: %w", i, err)
+			}
+		}
+		f, err := r.Load(w)
+		return giveFuture(out, ref, f, err)
+	})
+}
+
+// readMatrix copies a caller's matrix.
+func readMatrix(m C.tinker_matrix) (name string, shape []int, values []float32, err error) {
+	if name, err = text("name", m.name); err != nil {
+		return "", nil, nil, err
+	}
+	dims, err := array("shape", (*int64)(m.shape), m.rank, 4)
+	if err != nil {
+		return "", nil, nil, err
+	}
+	n := int64(1)
+	for _, d := range dims {
+		if d < 1 || d > maxValues || n > maxValues/d {
+			return "", nil, nil, bad("%.100q has shape %v, wanted at most %d values", name, dims, maxValues)
+		}
+		n *= d
+		shape = append(shape, int(d))
+	}
+	src, err := array("values", (*float32)(m.values), C.int64_t(n), maxValues)
+	return name, shape, slices.Clone(src), err
 }
 
 //export tinkergo_run_save_peft

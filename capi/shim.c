@@ -283,6 +283,9 @@ tinker_status tinker_load_state(tinker_run *run, const char *path, int32_t optim
   NEW(tinker_future, future, tinkergo_load_state(H(run), S(path), optimizer, &h));
 }
 tinker_status tinker_run_weights(tinker_run *run, tinker_future **future) { NEW(tinker_future, future, tinkergo_run_weights(H(run), &h)); }
+tinker_status tinker_run_load_weights(tinker_run *run, const tinker_weights *weights, tinker_future **future) {
+  NEW(tinker_future, future, tinkergo_run_load_weights(H(run), P(tinker_weights, weights), &h));
+}
 tinker_status tinker_run_save_peft(tinker_run *run, const char *folder, tinker_future **future) {
   NEW(tinker_future, future, tinkergo_run_save_peft(H(run), S(folder), &h));
 }

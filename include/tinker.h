@@ -430,8 +430,28 @@ TINKER_API tinker_status tinker_save_for_sampler(tinker_run *run, const char *na
  * start afresh. Result: tinker_future_json, the checkpoint. Errors: NOT_FOUND, DATA_LOSS. since: 0.1 */
 TINKER_API tinker_status tinker_load_state(tinker_run *run, const char *path, int32_t optimizer, tinker_future **future);
 
+typedef struct tinker_matrix {
+  const char *name;     /* as PEFT names it, without "base_model.model." */
+  const float *values;  /* row by row */
+  const int64_t *shape; /* [rank] */
+  int64_t rank;
+} tinker_matrix;
+
+typedef struct tinker_weights {
+  uint32_t struct_size;
+  int32_t rank;                  /* of the adapter */
+  double scale;                  /* of B*A*x: 32/rank in a run */
+  int64_t version;               /* of the run's weights they were read from */
+  int64_t count;
+  const tinker_matrix *matrices; /* [count] */
+} tinker_weights;
+#define TINKER_WEIGHTS_INIT {sizeof(tinker_weights), 0, 0.0, 0, 0, 0}
+
 /* The adapter's weights, as they are at this place in the run's order. Result: tinker_future_weights. since: 0.1 */
 TINKER_API tinker_status tinker_run_weights(tinker_run *run, tinker_future **future);
+/* Replaces the adapter's weights by these, which have the run's rank and the names and shapes that tinker_run_weights gives; moments start
+ * afresh, the gradient is dropped. version is ignored. All is copied before the call returns. Result: none. since: 0.1 */
+TINKER_API tinker_status tinker_run_load_weights(tinker_run *run, const tinker_weights *weights, tinker_future **future);
 /* Writes the adapter as a PEFT folder, whole or not at all; an adapter that is there is replaced. Result: none. Errors: NO_SPACE. since: 0.1 */
 TINKER_API tinker_status tinker_run_save_peft(tinker_run *run, const char *folder, tinker_future **future);
 /* Replaces the adapter's weights by those of a PEFT folder of the same rank and modules; moments start afresh. Result: none. Errors: NOT_FOUND. since: 0.1 */
@@ -604,22 +624,6 @@ typedef struct tinker_samples {
 
 /* *samples and all in it is valid until the future is freed. since: 0.1 */
 TINKER_API tinker_status tinker_future_samples(tinker_future *future, const tinker_samples **samples);
-
-typedef struct tinker_matrix {
-  const char *name;     /* as PEFT names it, without "base_model.model." */
-  const float *values;  /* row by row */
-  const int64_t *shape; /* [rank] */
-  int64_t rank;
-} tinker_matrix;
-
-typedef struct tinker_weights {
-  uint32_t struct_size;
-  int32_t rank;                  /* of the adapter */
-  double scale;                  /* of B*A*x */
-  int64_t version;               /* of the run's weights */
-  int64_t count;
-  const tinker_matrix *matrices; /* [count] */
-} tinker_weights;
 
 /* *weights and all in it is valid until the future is freed. since: 0.1 */
 TINKER_API tinker_status tinker_future_weights(tinker_future *future, const tinker_weights **weights);

@@ -68,6 +68,7 @@ static void call_all(void *x, tinker_status want, const char *dir) {
   const tinker_samples *samples;
   const tinker_weights *weights;
   tinker_datums datums = TINKER_DATUMS_INIT;
+  tinker_weights none = TINKER_WEIGHTS_INIT;
 #define E (tinker_engine *)x
 #define FUTURE (tinker_future **)&out
   WANT(want, tinker_engine_close(E));
@@ -115,6 +116,7 @@ static void call_all(void *x, tinker_status want, const char *dir) {
   WANT(want, tinker_save_for_sampler((tinker_run *)x, "a", NULL, FUTURE));
   WANT(want, tinker_load_state((tinker_run *)x, "tinker://a/weights/b", 1, FUTURE));
   WANT(want, tinker_run_weights((tinker_run *)x, FUTURE));
+  WANT(want, tinker_run_load_weights((tinker_run *)x, &none, FUTURE));
   WANT(want, tinker_run_save_peft((tinker_run *)x, dir, FUTURE));
   WANT(want, tinker_run_load_peft((tinker_run *)x, dir, FUTURE));
   WANT(want, tinker_run_sampler((tinker_run *)x, FUTURE));
@@ -568,6 +570,52 @@ static void text(tinker_engine *engine) {
   OK(tinker_tokenizer_free(tok));
 }
 
+/* Weights that were read go back in; with one value changed they are others, and what does not fit is refused. */
+static void weights(tinker_run *run, const tinker_weights *read) {
+  tinker_weights w = *read;
+  tinker_matrix *m = (tinker_matrix *)calloc((size_t)w.count, sizeof *m);
+  tinker_future *f = NULL, *again = NULL;
+  const tinker_weights *now = NULL;
+  float *changed;
+  int64_t n;
+  if (!m) exit(3);
+  memcpy(m, read->matrices, (size_t)w.count * sizeof *m);
+  n = m[0].shape[0] * m[0].shape[1];
+  changed = (float *)malloc((size_t)n * sizeof *changed);
+  if (!changed) exit(3);
+  memcpy(changed, m[0].values, (size_t)n * sizeof *changed);
+  changed[0] += 1;
+  m[0].values = changed;
+  w.matrices = m;
+  OK(tinker_run_load_weights(run, &w, &f));
+  OK(tinker_run_weights(run, &again));
+  free(changed); /* it was copied */
+  OK(tinker_future_wait(f, -1));
+  OK(tinker_future_wait(again, -1));
+  OK(tinker_future_weights(again, &now));
+  TRUE(now->version == read->version + 1 && now->matrices[0].values[0] == read->matrices[0].values[0] + 1);
+  TRUE(now->matrices[1].values[0] == read->matrices[1].values[0]);
+  OK(tinker_future_free(f));
+  OK(tinker_future_free(again));
+  f = NULL;
+  w.rank = 3;
+  BAD(tinker_run_load_weights(run, &w, &f));
+  w.rank = 2, w.count = -1;
+  BAD(tinker_run_load_weights(run, &w, &f));
+  w.count = INT64_MAX;
+  BAD(tinker_run_load_weights(run, &w, &f));
+  w.count = read->count, m[0].rank = 100;
+  BAD(tinker_run_load_weights(run, &w, &f));
+  m[0].rank = 2, m[0].values = NULL;
+  BAD(tinker_run_load_weights(run, &w, &f));
+  BAD(tinker_run_load_weights(run, NULL, &f));
+  m[0] = read->matrices[0], m[0].name = "no.such.module";
+  OK(tinker_run_load_weights(run, &w, &f));
+  BAD(tinker_future_wait(f, -1));
+  OK(tinker_future_free(f));
+  free(m);
+}
+
 static void store(tinker_engine *engine, tinker_session *session, tinker_run *run, const char *dir) {
   tinker_future *f = NULL;
   tinker_run *other = NULL;
@@ -643,6 +691,7 @@ static void store(tinker_engine *engine, tinker_session *session, tinker_run *ru
     const tinker_weights *w = NULL;
     OK(tinker_future_weights(f, &w));
     TRUE(w->count > 0 && w->rank == 2 && w->matrices[0].rank == 2 && w->matrices[0].values);
+    weights(run, w);
   }
   OK(tinker_future_free(f));
 }
