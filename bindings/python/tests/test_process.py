@@ -225,10 +225,20 @@ def test_engines_are_shared(tmp_path: Any) -> None:
         tinker_local.ServiceClient(state=state, dtype="float32")  # another engine on the same folder
     path = one.create_lora_training_client("tinker-local/tiny", rank=2).save_state("a").result().path
     del one, two
-    gc.collect()
-    tinker_local.debug_counts()
     again = tinker_local.ServiceClient(state=state, dtype="float32")  # the folder is free again
     assert again.create_rest_client().list_user_checkpoints().result().checkpoints[0].tinker_path == path
+
+
+def test_a_closed_engine_makes_room_for_another(tmp_path: Any) -> None:
+    state = str(tmp_path / "state")
+    one = tinker_local.ServiceClient(state=state)
+    client = one.create_lora_training_client("tinker-local/tiny", rank=2)
+    one.engine.close()
+    with pytest.raises(tinker_local.RequestFailedError, match="closed"):
+        client.forward([example()], "cross_entropy").result()
+    two = tinker_local.ServiceClient(state=state)
+    assert two.engine is not one.engine
+    assert two.create_lora_training_client("tinker-local/tiny", rank=2).forward([example()], "cross_entropy").result().metrics
 
 
 def test_connection_arguments_are_ignored_with_a_note() -> None:

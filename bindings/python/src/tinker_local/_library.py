@@ -49,7 +49,6 @@ _PROTOTYPES: dict[str, list[Any]] = {
     "tinker_chat_render": [_H, _STR, _OUT, _OUT, POINTER(c_int64), _OUT],
     "tinker_chat_parse": [_H, _STR, _STR, _OUT],
     "tinker_session_open": [_H, _STR, _OUT],
-    "tinker_session_close": [_H],
     "tinker_session_free": [_H],
     "tinker_session_info": [_H, _OUT],
     "tinker_session_create_run": [_H, _STR, POINTER(s.Lora), _STR, _OUT],
@@ -71,7 +70,6 @@ _PROTOTYPES: dict[str, list[Any]] = {
     "tinker_optim_step": [_H, POINTER(s.Adam), _OUT],
     "tinker_module_open": [_H, c_char_p, c_int64, _OUT],
     "tinker_module_free": [_H],
-    "tinker_module_info": [_H, _OUT],
     "tinker_forward_backward_custom": [_H, _H, _H, POINTER(s.Pair), c_int64, _OUT],
     "tinker_forward_custom": [_H, _H, _H, POINTER(s.Pair), c_int64, _OUT],
     "tinker_save_state": [_H, _STR, POINTER(s.SaveOptions), _OUT],
@@ -98,7 +96,6 @@ _PROTOTYPES: dict[str, list[Any]] = {
     "tinker_sampler_free": [_H],
     "tinker_sample": [_H, c_void_p, c_int64, POINTER(s.Sampling), _OUT],
     "tinker_compute_logprobs": [_H, c_void_p, c_int64, _OUT],
-    "tinker_future_poll": [_H, POINTER(c_int32)],
     "tinker_future_wait": [_H, c_int64],
     "tinker_future_cancel": [_H],
     "tinker_future_free": [_H],
@@ -210,10 +207,15 @@ def take_array(address: int | None, count: int, dtype: npt.DTypeLike) -> npt.NDA
 
 def debug_counts() -> dict[str, Any]:
     """What is alive in the library: {"handles": {type: count}, "memory": {"blocks", "bytes"}}. Handles that Python has let go of are freed first."""
-    lib()
-    _reaper.drain()
+    drain()
     counts: dict[str, Any] = call_json("tinker_debug_counts")
     return counts
+
+
+def drain() -> None:
+    """Waits until the handles that the garbage collector has found are freed."""
+    lib()
+    _reaper.drain()
 
 
 class _Reaper:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import operator
-from ctypes import c_char_p, c_double, c_float, c_int32, c_int64, c_uint32, c_void_p
+from ctypes import c_char_p, c_double, c_int32, c_int64, c_uint32, c_void_p
 
 # Status: tinker_status.
 OK = 0
 PENDING = 15
-END = 16
-FORKED = 14
 
-FLOAT32, INT32, INT64 = 1, 2, 3
-QUEUED, RUNNING, STARVED, ENDED = 1, 2, 3, 4
-STOP, LENGTH = 1, 2
+FLOAT32, INT64 = 1, 3
+STOP = 1
 
 
 def int32(name: str, value: int) -> int:
@@ -142,18 +139,6 @@ class Sampling(ctypes.Structure):
         ("stop_token_count", c_int64),
         ("prompt_logprobs", c_int32),
         ("topk_prompt_logprobs", c_int32),
-    ]
-
-
-class Token(ctypes.Structure):
-    """tinker_token."""
-
-    _fields_ = [
-        ("sample", c_int64),
-        ("id", c_int32),
-        ("logprob", c_float),
-        ("raw_logprob", c_float),
-        ("reserved", c_int32),
     ]
 
 

@@ -12,7 +12,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from . import _structs as s
-from ._library import Handle, call_json, encode, lib, make_handle
+from ._library import Handle, call_json, drain, encode, lib, make_handle
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Engine:
     """
 
     def __init__(self, models: str | None, state: str | None, device: str | None, dtype: str | None) -> None:
+        drain()  # an engine that was let go of gives its state folder back
         folders = call_json("tinker_default_folders")
         self.models = models or folders["models"] or None
         self.state = state or os.environ.get("TINKER_LOCAL_STATE") or folders["state"] or IN_MEMORY
@@ -45,6 +46,7 @@ class Engine:
             hub_cache=encode(folders["hub_cache"] or None),
         )
         self.handle = make_handle("tinker_engine_open", "tinker_engine_free", ctypes.byref(options))
+        self.closed = False
         self.sessions: list[weakref.ref[Session]] = []
         self._tokenizers: dict[str, Tokenizer] = {}
         self._modules: dict[bytes, Handle] = {}
@@ -53,6 +55,7 @@ class Engine:
 
     def close(self) -> None:
         """Ends everything on the engine and frees the device's memory. What waits fails with a RequestFailedError."""
+        self.closed = True
         if self.handle.value:
             lib().tinker_engine_close(self.handle.value)
 
@@ -100,7 +103,7 @@ class Session:
         self.runs: weakref.WeakValueDictionary[str, TrainingClient] = weakref.WeakValueDictionary()
         self.samplers: weakref.WeakValueDictionary[str, SamplingClient] = weakref.WeakValueDictionary()
         self._numbers = itertools.count()
-        engine.sessions.append(weakref.ref(self))
+        engine.sessions = [*(ref for ref in engine.sessions if ref() is not None), weakref.ref(self)]
 
     def sampler_id(self) -> str:
         """An id for a new sampler, as the HTTP API makes them."""
@@ -118,7 +121,7 @@ def shared(models: str | None = None, state: str | None = None, device: str | No
     with _shared_lock:
         lib()
         engine = _shared.get(key)
-        if engine is None:
+        if engine is None or engine.closed:
             engine = _shared[key] = Engine(models, state, device, dtype)
         return engine
 

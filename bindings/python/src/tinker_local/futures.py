@@ -16,7 +16,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
-from ctypes import byref, c_int32, c_void_p
+from ctypes import byref, c_void_p
 from typing import Any, Generic, TypeVar
 
 from . import _structs as s
@@ -25,7 +25,6 @@ from ._watcher import watch
 from .exceptions import APIStatusError, RequestFailedError, failure
 
 T = TypeVar("T")
-U = TypeVar("U")
 
 _BAD_REQUEST = 1  # TINKER_ERR_BAD_REQUEST
 
@@ -120,13 +119,6 @@ class Operation(APIFuture[T]):
                 self._watched = WatchedFuture(self)
                 watch(self, self._watched.settle)
             return self._watched
-
-    def then(self, change: Callable[[T], U]) -> Operation[U]:
-        """An operation with the result changed; this one must not be asked any more."""
-        convert = self._convert
-        op: Operation[U] = Operation(self._handle, lambda handle: change(convert(handle)))
-        op._error, op._done = self._error, self._done
-        return op
 
     def _wait(self, timeout: float | None) -> None:
         end = None if timeout is None else time.monotonic() + timeout
@@ -246,13 +238,3 @@ async def _settled(on_done: Callable[[Callable[[Any], None]], Any], done: Callab
         await asyncio.wait_for(waiter, timeout)
     except asyncio.TimeoutError:
         raise TimeoutError(f"it has not ended within {timeout} s; it goes on") from None
-
-
-def poll(operation: Operation[Any]) -> int:
-    """QUEUED, RUNNING, STARVED or ENDED."""
-    handle = operation._handle
-    if operation._done or handle is None or handle.value is None:
-        return s.ENDED
-    state = c_int32(s.ENDED)
-    lib().tinker_future_poll(handle.value, byref(state))
-    return state.value

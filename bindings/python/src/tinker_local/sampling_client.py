@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import ctypes
 from ctypes import byref, c_char_p, c_int32
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from . import _results
 from . import _structs as s
 from ._library import Handle, call_json, encode, lib
 from .exceptions import RequestFailedError, as_refusal
-from .futures import APIFuture, Operation, submit
+from .futures import APIFuture, Operation, WatchedFuture, submit
 from .tokenizer import Tokenizer
 from .types import ModelInput, SampleResponse, SamplingParams
 from .types._sampling import optional_list
@@ -94,7 +93,7 @@ class SamplingClient:
         sampling_params: SamplingParams,
         include_prompt_logprobs: bool = False,
         topk_prompt_logprobs: int = 0,
-    ) -> concurrent.futures.Future[SampleResponse]:
+    ) -> WatchedFuture[SampleResponse]:
         """Draws num_samples continuations of prompt. topk_prompt_logprobs: k most probable tokens at each of its positions, too.
         The future can be awaited as well; cancelling it stops at the next token."""
         return self._sample(prompt, num_samples, sampling_params, include_prompt_logprobs, topk_prompt_logprobs).future()
@@ -110,7 +109,7 @@ class SamplingClient:
         """As sample, with the result."""
         return await self._sample(prompt, num_samples, sampling_params, include_prompt_logprobs, topk_prompt_logprobs)
 
-    def compute_logprobs(self, prompt: ModelInput) -> concurrent.futures.Future[list[float | None]]:
+    def compute_logprobs(self, prompt: ModelInput) -> WatchedFuture[list[float | None]]:
         """The log-probability of each token of prompt, given those before it; None of the first."""
         return self._compute(prompt).future()
 
