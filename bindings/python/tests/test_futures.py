@@ -76,6 +76,8 @@ def test_sampling_gives_concurrent_futures(sampling: tinker_local.SamplingClient
     assert len(done) == 20 and called.wait(5)
     assert len({tuple(f.result().sequences[0].tokens) for f in done}) == 1
     assert futures[0].done() and futures[0].exception() is None
+    with pytest.raises(TimeoutError):
+        sampling.sample(PROMPT, 32, LONG).result(timeout=0)
 
 
 def test_a_training_future_as_a_concurrent_one(training: tinker_local.TrainingClient) -> None:

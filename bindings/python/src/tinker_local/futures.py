@@ -25,6 +25,7 @@ from ._watcher import watch
 from .exceptions import APIStatusError, RequestFailedError, failure
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 _BAD_REQUEST = 1  # TINKER_ERR_BAD_REQUEST
 
@@ -189,9 +190,26 @@ class WatchedFuture(concurrent.futures.Future[T], APIFuture[T]):
         self.set_running_or_notify_cancel()
 
     def result(self, timeout: float | None = None) -> T:
-        """As APIFuture.result."""
-        lib()  # in a child of fork() nothing would ever complete it
-        return super().result(timeout)
+        """As APIFuture.result. Ctrl-C ends the wait within a tenth of a second."""
+        return self._sliced(super().result, timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What result would raise; None if nothing."""
+        return self._sliced(super().exception, timeout)
+
+    def _sliced(self, wait: Callable[[float], U], timeout: float | None) -> U:
+        """Waits in slices: a signal that another thread gets does not wake this one up."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            lib()  # in a child of fork() nothing would ever complete it
+            left = SLICE_MS / 1000 if end is None else min(SLICE_MS / 1000, max(0.0, end - time.monotonic()))
+            try:
+                return wait(left)
+            except concurrent.futures.TimeoutError:
+                if self.done():
+                    return wait(0)
+                if end is not None and time.monotonic() >= end:
+                    raise TimeoutError(f"the operation has not ended within {timeout} s; it goes on") from None
 
     async def result_async(self, timeout: float | None = None) -> T:
         """As APIFuture.result_async."""
