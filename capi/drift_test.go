@@ -79,6 +79,19 @@ func TestDrift(t *testing.T) {
 		}
 	}
 	same(t, "tinker.h", want, "the Go exports", exports)
+	abuse := ""
+	for _, f := range []string{"testdata/abuse.c", "testdata/expect.h"} {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		abuse += string(text)
+	}
+	for _, name := range header {
+		if !strings.Contains(abuse, name+"(") {
+			t.Errorf("testdata/abuse.c does not try %s", name)
+		}
+	}
 	// A function calls its twin and no other: a slip that the compiler cannot see.
 	shim, err := os.ReadFile("shim.c")
 	if err != nil {

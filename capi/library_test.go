@@ -122,6 +122,18 @@ func TestAbuse(t *testing.T) {
 	run(t, nil, nil, exe, t.TempDir())
 }
 
+// TestChaos: many threads call at random; the program says when something is left.
+func TestChaos(t *testing.T) {
+	exe := compile(t, "testdata/chaos.c", sanitizer(t)...)
+	seeds := 2
+	if os.Getenv("TINKER_SOAK") != "" {
+		seeds = 200
+	}
+	for seed := range seeds {
+		run(t, nil, nil, exe, fmt.Sprint(seed+1))
+	}
+}
+
 // TestLoadedLate: the library is loaded by a program that has other libraries and signal handlers already, unloaded, and loaded again.
 func TestLoadedLate(t *testing.T) {
 	lib := library(t)
@@ -160,15 +172,18 @@ func TestExamplesCMake(t *testing.T) {
 	run(t, nil, nil, filepath.Join(out, "dpo"))
 }
 
-// TestAbuseRace is TestAbuse on a library with Go's race detector in it: the archive, in a program at a fixed address, since the detector
+// TestAbuseRace is TestAbuse and TestChaos on a library with Go's race detector in it: the archive, in a program at a fixed address, since the detector
 // finds no room for its shadow memory when it comes with a shared library.
 func TestAbuseRace(t *testing.T) {
 	if os.Getenv("TINKER_SOAK") == "" {
 		t.Skip("set TINKER_SOAK=1: the whole engine is compiled once more")
 	}
 	cc, dir := needC(t), t.TempDir()
-	lib, exe := filepath.Join(dir, "libtinker.a"), filepath.Join(dir, "abuse")
+	lib := filepath.Join(dir, "libtinker.a")
 	run(t, nil, []string{"CGO_ENABLED=1"}, "go", "build", "-race", "-buildmode=c-archive", "-o", lib, ".")
-	run(t, nil, nil, cc, "-std=c11", "-no-pie", "-D_GNU_SOURCE", "-I../include", "testdata/abuse.c", "-o", exe, lib, "-lpthread", "-lresolv", "-lm")
-	run(t, nil, []string{"GORACE=halt_on_error=1 exitcode=66"}, exe, t.TempDir())
+	for name, arg := range map[string]string{"abuse": t.TempDir(), "chaos": "1"} {
+		exe := filepath.Join(dir, name)
+		run(t, nil, nil, cc, "-std=c11", "-no-pie", "-D_GNU_SOURCE", "-I../include", "testdata/"+name+".c", "-o", exe, lib, "-lpthread", "-lresolv", "-lm")
+		run(t, nil, []string{"GORACE=halt_on_error=1 exitcode=66"}, exe, arg)
+	}
 }

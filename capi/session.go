@@ -173,23 +173,24 @@ func tinkergo_session_peft_sampler(h C.uint64_t, base, folder *C.char, out *C.ui
 				if err != nil {
 					return nil, err
 				}
-				return waitAs(ctx)(s.NewAdapterSampler(name, w))
+				f, err := s.NewAdapterSampler(name, w)
+				if err != nil {
+					return nil, err
+				}
+				p, err := f.Wait(ctx)
+				if err == nil {
+					return p, nil
+				}
+				if ctx.Err() != nil { // cancelled; it may be made all the same
+					f.Cancel()
+					go func() {
+						if p, err := f.Wait(context.Background()); err == nil {
+							p.Close()
+						}
+					}()
+				}
+				return nil, err // not p: an interface that holds a nil sampler is not nil
 			}))
 		})
 	})
-}
-
-// waitAs waits for a sampler and closes it when nobody wants it any more.
-func waitAs(ctx context.Context) func(*engine.Future[*engine.Sampler], error) (any, error) {
-	return func(f *engine.Future[*engine.Sampler], err error) (any, error) {
-		if err != nil {
-			return nil, err
-		}
-		p, err := f.Wait(ctx)
-		if err != nil {
-			f.Cancel()
-			return nil, err
-		}
-		return p, nil
-	}
 }

@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"tinkerlocal/engine/api"
 	"tinkerlocal/engine/lora"
@@ -133,23 +136,44 @@ func (e *Engine) read(ctx context.Context, who string, p api.Path, optimizer boo
 	}
 	defer func() { out.err = errors.Join(out.err, r.Close()) }()
 	out.c = r.Checkpoint()
+	var wanted []api.TensorInfo
 	for _, t := range r.Tensors() {
+		if optimizer || !strings.HasPrefix(t.Name, lora.MomentM) && !strings.HasPrefix(t.Name, lora.MomentV) {
+			wanted = append(wanted, t)
+		}
+	}
+	values, err := readAll(ctx, r, wanted)
+	if err != nil {
+		return loaded{err: err}
+	}
+	for i, t := range wanted {
 		dst, name := &out.w, t.Name
 		for prefix, list := range map[string]*[]lora.Tensor{lora.MomentM: &out.m, lora.MomentV: &out.v} {
 			if rest, ok := strings.CutPrefix(t.Name, prefix); ok {
 				dst, name = list, rest
 			}
 		}
-		if dst != &out.w && !optimizer {
-			continue
-		}
-		values, err := readFloats(ctx, r, t)
-		if err != nil {
-			return loaded{err: err}
-		}
-		*dst = append(*dst, lora.Tensor{Name: name, Shape: t.Shape, Values: values})
+		*dst = append(*dst, lora.Tensor{Name: name, Shape: t.Shape, Values: values[i]})
 	}
 	return out
+}
+
+// readAll reads tensors on all processors: most are too small for the store to part them.
+func readAll(ctx context.Context, r api.CheckpointReader, ts []api.TensorInfo) ([][]float32, error) {
+	values, errs := make([][]float32, len(ts)), make([]error, len(ts))
+	var next, failed atomic.Int64
+	var work sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), len(ts)) {
+		work.Go(func() {
+			for i := next.Add(1) - 1; i < int64(len(ts)) && failed.Load() == 0; i = next.Add(1) - 1 {
+				if values[i], errs[i] = readFloats(ctx, r, ts[i]); errs[i] != nil {
+					failed.Store(1)
+				}
+			}
+		})
+	}
+	work.Wait()
+	return values, errors.Join(errs...)
 }
 
 func readFloats(ctx context.Context, r api.CheckpointReader, t api.TensorInfo) ([]float32, error) {

@@ -7,12 +7,16 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"tinkerlocal/engine/api"
@@ -113,12 +117,21 @@ func (b *bench) loadStore() (answer, error) {
 		return answer{}, err
 	}
 	defer r.Close()
-	for _, x := range b.blobs {
-		if err := r.Read(ctx, x.Name, b.buf[:len(x.Data)]); err != nil {
-			return answer{}, err
-		}
+	// Tensors on all processors, as the engine reads them.
+	errs := make([]error, runtime.GOMAXPROCS(0))
+	var next atomic.Int64
+	var work sync.WaitGroup
+	for w := range errs {
+		work.Go(func() {
+			buf := make([]byte, len(b.buf))
+			for i := next.Add(1) - 1; i < int64(len(b.blobs)) && errs[w] == nil; i = next.Add(1) - 1 {
+				x := b.blobs[i]
+				errs[w] = r.Read(ctx, x.Name, buf[:len(x.Data)])
+			}
+		})
 	}
-	return answer{time.Since(begin).Seconds(), b.bytes}, nil
+	work.Wait()
+	return answer{time.Since(begin).Seconds(), b.bytes}, errors.Join(errs...)
 }
 
 func (b *bench) file() string { return filepath.Join(b.dir, "state.safetensors") }

@@ -141,7 +141,8 @@ func (b *Base) Free() {
 	free(b.embed)
 	b.rope.free(b.dev)
 	b.dev.Free(b.spare)
-	*b = Base{Spec: b.Spec, Sites: b.Sites, dev: b.dev, work: b.work}
+	// What any goroutine may read, such as one that checks the tokens of a request that will be refused, is not written.
+	b.embed, b.head, b.norm, b.layers, b.rope, b.spare = nil, nil, kernels.Tensor{}, nil, ropeTable{}, nil
 }
 
 type part struct {
