@@ -39,14 +39,14 @@ BEGIN = """
 """
 
 
-@pytest.mark.parametrize("wait", ["future.result()", "future.future().result()", "client.forward_backward_custom([datum] * 200, loss)"])
+@pytest.mark.parametrize("wait", ["future.result()", "future.future().result()", "client.forward_backward_custom([datum] * 80, loss)"])
 def test_ctrl_c_ends_a_wait(wait: str) -> None:
     """And the process, its engine included, goes on working."""
     out = run(
         BEGIN
         + f"""
     loss = tinker_local.numpy_loss(lambda data, logprobs: (0.0, {{}}, logprobs))
-    future = client.forward_backward([datum] * 200, "cross_entropy")
+    future = client.forward_backward([datum] * 80, "cross_entropy")
     threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
     try:
         {wait}
@@ -61,7 +61,7 @@ def test_ctrl_c_ends_a_wait(wait: str) -> None:
 
 
 def test_ctrl_c_comes_soon(training: tinker_local.TrainingClient) -> None:
-    future = training.forward_backward([example("x" * 1500)] * 60, "cross_entropy")
+    future = training.forward_backward([example("x" * 1500)] * 30, "cross_entropy")
     sent: list[float] = []
 
     def send() -> None:
@@ -150,9 +150,9 @@ def test_fork_before_the_first_call() -> None:
     "end",
     [
         "",
-        "client.forward_backward([datum] * 100, 'cross_entropy')",
+        "client.forward_backward([datum] * 40, 'cross_entropy')",
         "client.save_state('a')",
-        "threading.Thread(target=client.forward_backward([datum] * 100, 'cross_entropy').future().exception, daemon=True).start(); time.sleep(0.2)",
+        "threading.Thread(target=client.forward_backward([datum] * 40, 'cross_entropy').future().exception, daemon=True).start(); time.sleep(0.2)",
         "service.create_sampling_client(base_model='tinker-local/tiny').sample(types.ModelInput.from_ints([1]), 64, types.SamplingParams())",
         "service.engine.close(); service.engine.close()",
         "sys.exit(0)",

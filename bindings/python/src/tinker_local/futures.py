@@ -118,7 +118,6 @@ class Operation(APIFuture[T]):
         with self._lock:
             if self._watched is None:
                 self._watched = WatchedFuture(self)
-                watch(self, self._watched.settle)
             return self._watched
 
     def _wait(self, timeout: float | None) -> None:
@@ -181,13 +180,8 @@ def submit(call: Callable[[Any], int], convert: Callable[[Handle], T]) -> Operat
     return Operation(Handle(out.value, "tinker_future_free"), convert)
 
 
-class WatchedFuture(concurrent.futures.Future[T], APIFuture[T]):
-    """The future of an operation as a concurrent.futures.Future, for as_completed, callbacks and the like."""
-
-    def __init__(self, operation: Operation[T]) -> None:
-        super().__init__()
-        self._operation = operation
-        self.set_running_or_notify_cancel()
+class AwaitableFuture(concurrent.futures.Future[T], APIFuture[T]):
+    """A concurrent.futures.Future, for as_completed, callbacks and the like, that can be awaited as well."""
 
     def result(self, timeout: float | None = None) -> T:
         """As APIFuture.result. Ctrl-C ends the wait within a tenth of a second."""
@@ -196,6 +190,24 @@ class WatchedFuture(concurrent.futures.Future[T], APIFuture[T]):
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What result would raise; None if nothing."""
         return self._sliced(super().exception, timeout)
+
+    async def result_async(self, timeout: float | None = None) -> T:
+        """As APIFuture.result_async."""
+        await _settled(self.add_done_callback, self.done, timeout)
+        return self.result(0)
+
+    def future(self) -> AwaitableFuture[T]:
+        """Itself, for programs that treat it like what training methods return."""
+        return self
+
+    def settle(self, make: Callable[[], T]) -> None:
+        """Completes it with what make returns or raises."""
+        try:
+            value = make()
+        except BaseException as e:
+            self.set_exception(e)
+        else:
+            self.set_result(value)
 
     def _sliced(self, wait: Callable[[float], U], timeout: float | None) -> U:
         """Waits in slices: a signal that another thread gets does not wake this one up."""
@@ -209,29 +221,21 @@ class WatchedFuture(concurrent.futures.Future[T], APIFuture[T]):
                 if self.done():
                     return wait(0)
                 if end is not None and time.monotonic() >= end:
-                    raise TimeoutError(f"the operation has not ended within {timeout} s; it goes on") from None
+                    raise TimeoutError(f"it has not ended within {timeout} s; it goes on") from None
 
-    async def result_async(self, timeout: float | None = None) -> T:
-        """As APIFuture.result_async."""
-        await _settled(self.add_done_callback, self.done, timeout)
-        return self.result(0)
+
+class WatchedFuture(AwaitableFuture[T]):
+    """The future of an operation that the watcher completes."""
+
+    def __init__(self, operation: Operation[T]) -> None:
+        super().__init__()
+        self._operation = operation
+        self.set_running_or_notify_cancel()
+        watch(operation, lambda op: self.settle(lambda: op.result(0)))
 
     def cancel(self) -> bool:
         """As Operation.cancel. The future then fails with RequestFailedError, unless its result came first."""
         return self._operation.cancel()
-
-    def future(self) -> WatchedFuture[T]:
-        """Itself, for programs that treat it like what training methods return."""
-        return self
-
-    def settle(self, _: object = None) -> None:
-        """Called by the watcher when the operation has ended."""
-        try:
-            value = self._operation.result(0)
-        except BaseException as e:
-            self.set_exception(e)
-        else:
-            self.set_result(value)
 
 
 async def _settled(on_done: Callable[[Callable[[Any], None]], Any], done: Callable[[], bool], timeout: float | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 import json
 import re
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from . import _results
 from ._library import Handle, check, encode, lib
 from .exceptions import BadRequestError, NotFoundError, RequestFailedError, UnprocessableEntityError, as_refusal
-from .futures import APIFuture, AwaitableConcurrentFuture, Operation
+from .futures import APIFuture, AwaitableFuture, Operation
 from .types import (
     AuditLogResponse,
     BillingUsageResponse,
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Scope = Literal["owned", "accessible"]
-Future = concurrent.futures.Future
 
 # Archives are temporary files of this process.
 ARCHIVE_LIFE = timedelta(minutes=15)
@@ -50,7 +48,8 @@ ARCHIVE_LIFE = timedelta(minutes=15)
 class RestClient:
     """Lists, publishes, deletes and packs what is stored. Get one from `ServiceClient.create_rest_client`.
 
-    Methods return concurrent futures, their `_async` twins the value. Errors are those of the HTTP API: NotFoundError, BadRequestError, ...
+    Methods return concurrent futures, which can be awaited; their `_async` twins return the value. Errors are those of the HTTP API:
+    NotFoundError, BadRequestError, ...
     There is one owner in-process, so both access scopes give the same.
     """
 
@@ -62,25 +61,25 @@ class RestClient:
 
     # ---- Training runs
 
-    def get_training_run(self, training_run_id: str, access_scope: Scope = "owned") -> Future[TrainingRun]:
+    def get_training_run(self, training_run_id: str, access_scope: Scope = "owned") -> AwaitableFuture[TrainingRun]:
         """The record of a run."""
         return _start(lambda: _run(self._engine.json("tinker_training_run_info", training_run_id)))
 
     async def get_training_run_async(self, training_run_id: str, access_scope: Scope = "owned") -> TrainingRun:
         """As get_training_run."""
-        return await _value(self.get_training_run(training_run_id))
+        return await self.get_training_run(training_run_id)
 
-    def get_training_run_by_tinker_path(self, tinker_path: str, access_scope: Scope = "owned") -> Future[TrainingRun]:
+    def get_training_run_by_tinker_path(self, tinker_path: str, access_scope: Scope = "owned") -> AwaitableFuture[TrainingRun]:
         """The record of the run that saved a checkpoint."""
         return _start(lambda: _run(self._engine.json("tinker_training_run_info", _parse(tinker_path).training_run_id)))
 
     async def get_training_run_by_tinker_path_async(self, tinker_path: str, access_scope: Scope = "owned") -> TrainingRun:
         """As get_training_run_by_tinker_path."""
-        return await _value(self.get_training_run_by_tinker_path(tinker_path))
+        return await self.get_training_run_by_tinker_path(tinker_path)
 
     def list_training_runs(
         self, limit: int = 20, offset: int = 0, access_scope: Scope = "owned", project_id: str | None = None
-    ) -> Future[TrainingRunsResponse]:
+    ) -> AwaitableFuture[TrainingRunsResponse]:
         """Runs, those with the latest requests first. limit 0: all. project_id is ignored: there are no projects."""
 
         def ask() -> TrainingRunsResponse:
@@ -94,25 +93,25 @@ class RestClient:
         self, limit: int = 20, offset: int = 0, access_scope: Scope = "owned", project_id: str | None = None
     ) -> TrainingRunsResponse:
         """As list_training_runs."""
-        return await _value(self.list_training_runs(limit, offset))
+        return await self.list_training_runs(limit, offset)
 
     # ---- Checkpoints
 
-    def list_checkpoints(self, training_run_id: str) -> Future[CheckpointsListResponse]:
+    def list_checkpoints(self, training_run_id: str) -> AwaitableFuture[CheckpointsListResponse]:
         """All checkpoints of a run, the newest first."""
         return _start(lambda: self._checkpoints({"run": training_run_id}, None))
 
     async def list_checkpoints_async(self, training_run_id: str) -> CheckpointsListResponse:
         """As list_checkpoints."""
-        return await _value(self.list_checkpoints(training_run_id))
+        return await self.list_checkpoints(training_run_id)
 
-    def list_user_checkpoints(self, limit: int = 100, offset: int = 0) -> Future[CheckpointsListResponse]:
+    def list_user_checkpoints(self, limit: int = 100, offset: int = 0) -> AwaitableFuture[CheckpointsListResponse]:
         """Checkpoints of all runs, the newest first. limit 0: all."""
         return _start(lambda: self._checkpoints({"limit": limit, "offset": offset}, (offset, limit)))
 
     async def list_user_checkpoints_async(self, limit: int = 100, offset: int = 0) -> CheckpointsListResponse:
         """As list_user_checkpoints."""
-        return await _value(self.list_user_checkpoints(limit, offset))
+        return await self.list_user_checkpoints(limit, offset)
 
     def _checkpoints(self, query: dict[str, Any], part: tuple[int, int] | None) -> CheckpointsListResponse:
         page = self._engine.json("tinker_checkpoint_list", json.dumps(query))
@@ -121,17 +120,17 @@ class RestClient:
 
     def get_weights_info_by_tinker_path(self, tinker_path: str) -> APIFuture[WeightsInfoResponse]:
         """What a checkpoint's adapter is."""
-        return AwaitableConcurrentFuture(_start(lambda: weights_info(self._engine, tinker_path)))
+        return _start(lambda: weights_info(self._engine, tinker_path))
 
-    def get_checkpoint_archive_url(self, training_run_id: str, checkpoint_id: str) -> Future[CheckpointArchiveUrlResponse]:
+    def get_checkpoint_archive_url(self, training_run_id: str, checkpoint_id: str) -> AwaitableFuture[CheckpointArchiveUrlResponse]:
         """Packs a checkpoint (kind/name) into an archive and gives its file:// URL. The file is removed when the process ends."""
         return self.get_checkpoint_archive_url_from_tinker_path(f"tinker://{training_run_id}/{checkpoint_id}")
 
     async def get_checkpoint_archive_url_async(self, training_run_id: str, checkpoint_id: str) -> CheckpointArchiveUrlResponse:
         """As get_checkpoint_archive_url."""
-        return await _value(self.get_checkpoint_archive_url(training_run_id, checkpoint_id))
+        return await self.get_checkpoint_archive_url(training_run_id, checkpoint_id)
 
-    def get_checkpoint_archive_url_from_tinker_path(self, tinker_path: str) -> Future[CheckpointArchiveUrlResponse]:
+    def get_checkpoint_archive_url_from_tinker_path(self, tinker_path: str) -> AwaitableFuture[CheckpointArchiveUrlResponse]:
         """As get_checkpoint_archive_url, by its path."""
 
         def pack() -> CheckpointArchiveUrlResponse:
@@ -149,41 +148,41 @@ class RestClient:
 
     async def get_checkpoint_archive_url_from_tinker_path_async(self, tinker_path: str) -> CheckpointArchiveUrlResponse:
         """As get_checkpoint_archive_url_from_tinker_path."""
-        return await _value(self.get_checkpoint_archive_url_from_tinker_path(tinker_path))
+        return await self.get_checkpoint_archive_url_from_tinker_path(tinker_path)
 
-    def delete_checkpoint(self, training_run_id: str, checkpoint_id: str) -> Future[None]:
+    def delete_checkpoint(self, training_run_id: str, checkpoint_id: str) -> AwaitableFuture[None]:
         """Deletes a checkpoint (kind/name)."""
         return self.delete_checkpoint_from_tinker_path(f"tinker://{training_run_id}/{checkpoint_id}")
 
     async def delete_checkpoint_async(self, training_run_id: str, checkpoint_id: str) -> None:
         """As delete_checkpoint."""
-        await _value(self.delete_checkpoint(training_run_id, checkpoint_id))
+        await self.delete_checkpoint(training_run_id, checkpoint_id)
 
-    def delete_checkpoint_from_tinker_path(self, tinker_path: str) -> Future[None]:
+    def delete_checkpoint_from_tinker_path(self, tinker_path: str) -> AwaitableFuture[None]:
         """Deletes a checkpoint."""
         return self._change("tinker_checkpoint_delete", tinker_path)
 
     async def delete_checkpoint_from_tinker_path_async(self, tinker_path: str) -> None:
         """As delete_checkpoint_from_tinker_path."""
-        await _value(self.delete_checkpoint_from_tinker_path(tinker_path))
+        await self.delete_checkpoint_from_tinker_path(tinker_path)
 
-    def publish_checkpoint_from_tinker_path(self, tinker_path: str) -> Future[None]:
+    def publish_checkpoint_from_tinker_path(self, tinker_path: str) -> AwaitableFuture[None]:
         """Lets every owner of the state folder read it. Twice is no error."""
         return self._change("tinker_checkpoint_publish", tinker_path)
 
     async def publish_checkpoint_from_tinker_path_async(self, tinker_path: str) -> None:
         """As publish_checkpoint_from_tinker_path."""
-        await _value(self.publish_checkpoint_from_tinker_path(tinker_path))
+        await self.publish_checkpoint_from_tinker_path(tinker_path)
 
-    def unpublish_checkpoint_from_tinker_path(self, tinker_path: str) -> Future[None]:
+    def unpublish_checkpoint_from_tinker_path(self, tinker_path: str) -> AwaitableFuture[None]:
         """Lets its owner alone read it again. Twice is no error."""
         return self._change("tinker_checkpoint_unpublish", tinker_path)
 
     async def unpublish_checkpoint_from_tinker_path_async(self, tinker_path: str) -> None:
         """As unpublish_checkpoint_from_tinker_path."""
-        await _value(self.unpublish_checkpoint_from_tinker_path(tinker_path))
+        await self.unpublish_checkpoint_from_tinker_path(tinker_path)
 
-    def set_checkpoint_ttl_from_tinker_path(self, tinker_path: str, ttl_seconds: int | None) -> Future[None]:
+    def set_checkpoint_ttl_from_tinker_path(self, tinker_path: str, ttl_seconds: int | None) -> AwaitableFuture[None]:
         """Lets a checkpoint expire so many seconds from now; None: never."""
         if ttl_seconds is not None and ttl_seconds <= 0:
             message = f"ttl_seconds is {ttl_seconds}, wanted more than 0, or None for ever"
@@ -192,9 +191,9 @@ class RestClient:
 
     async def set_checkpoint_ttl_from_tinker_path_async(self, tinker_path: str, ttl_seconds: int | None) -> None:
         """As set_checkpoint_ttl_from_tinker_path."""
-        await _value(self.set_checkpoint_ttl_from_tinker_path(tinker_path, ttl_seconds))
+        await self.set_checkpoint_ttl_from_tinker_path(tinker_path, ttl_seconds)
 
-    def _change(self, function: str, path: str, *arguments: int) -> Future[None]:
+    def _change(self, function: str, path: str, *arguments: int) -> AwaitableFuture[None]:
         return _start(lambda: check(getattr(lib(), function)(self._engine.handle.value, encode(path), *arguments)))
 
     # ---- Sessions and samplers: those of this process, while something refers to them
@@ -202,21 +201,21 @@ class RestClient:
     def _sessions(self) -> list[Session]:
         return [session for ref in reversed(self._engine.sessions) if (session := ref()) is not None]
 
-    def list_sessions(self, limit: int = 20, offset: int = 0, access_scope: Scope = "owned") -> Future[ListSessionsResponse]:
+    def list_sessions(self, limit: int = 20, offset: int = 0, access_scope: Scope = "owned") -> AwaitableFuture[ListSessionsResponse]:
         """Ids of this process's sessions, the newest first."""
         return _start(lambda: ListSessionsResponse(sessions=[x.id for x in self._sessions()][offset : offset + limit]))
 
     async def list_sessions_async(self, limit: int = 20, offset: int = 0, access_scope: Scope = "owned") -> ListSessionsResponse:
         """As list_sessions."""
-        return await _value(self.list_sessions(limit, offset))
+        return await self.list_sessions(limit, offset)
 
-    def get_session(self, session_id: str, access_scope: Scope = "owned") -> Future[GetSessionResponse]:
+    def get_session(self, session_id: str, access_scope: Scope = "owned") -> AwaitableFuture[GetSessionResponse]:
         """The runs and samplers of a session of this process."""
         return _start(lambda: self._session(session_id))
 
     async def get_session_async(self, session_id: str, access_scope: Scope = "owned") -> GetSessionResponse:
         """As get_session."""
-        return await _value(self.get_session(session_id))
+        return await self.get_session(session_id)
 
     def _session(self, session_id: str) -> GetSessionResponse:
         for x in self._sessions():
@@ -226,7 +225,7 @@ class RestClient:
 
     def get_sampler(self, sampler_id: str) -> APIFuture[GetSamplerResponse]:
         """What a sampler of this process samples from."""
-        return AwaitableConcurrentFuture(_start(lambda: self._sampler(sampler_id)))
+        return _start(lambda: self._sampler(sampler_id))
 
     async def get_sampler_async(self, sampler_id: str) -> GetSamplerResponse:
         """As get_sampler."""
@@ -241,27 +240,27 @@ class RestClient:
 
     # ---- What does not exist in-process
 
-    def assign_session_project(self, session_id: str, project_id: str) -> Future[None]:
+    def assign_session_project(self, session_id: str, project_id: str) -> AwaitableFuture[None]:
         """Raises UnprocessableEntityError: there are no projects."""
         return _start(lambda: _raise(UnprocessableEntityError("there are no projects in-process: a session cannot be assigned to one")))
 
     async def assign_session_project_async(self, session_id: str, project_id: str) -> None:
         """As assign_session_project."""
-        await _value(self.assign_session_project(session_id, project_id))
+        await self.assign_session_project(session_id, project_id)
 
-    def export_session_trace(self, session_id: str) -> Future[str]:
+    def export_session_trace(self, session_id: str) -> AwaitableFuture[str]:
         """Raises RuntimeError: no traces are kept."""
         return _start(lambda: _raise(RuntimeError("no traces are kept in-process")))
 
     async def export_session_trace_async(self, session_id: str) -> str:
         """As export_session_trace."""
-        return await _value(self.export_session_trace(session_id))
+        return await self.export_session_trace(session_id)
 
     def whoami(self) -> APIFuture[WhoamiResponse]:
         """Raises RuntimeError, as the official SDK without an account."""
-        return AwaitableConcurrentFuture(_start(lambda: _raise(RuntimeError("nobody is known in-process: there are no accounts"))))
+        return _start(lambda: _raise(RuntimeError("nobody is known in-process: there are no accounts")))
 
-    def get_audit_log(self, event_type: Literal["all", "checkpoints"] = "all", day: date | None = None) -> Future[AuditLogResponse]:
+    def get_audit_log(self, event_type: Literal["all", "checkpoints"] = "all", day: date | None = None) -> AwaitableFuture[AuditLogResponse]:
         """Empty: no audit log is kept."""
         return _start(lambda: AuditLogResponse(entries=[]))
 
@@ -269,7 +268,7 @@ class RestClient:
         """As get_audit_log."""
         return AuditLogResponse(entries=[])
 
-    def get_billing_usage(self, starting_on: datetime | str, ending_before: datetime | str) -> Future[BillingUsageResponse]:
+    def get_billing_usage(self, starting_on: datetime | str, ending_before: datetime | str) -> AwaitableFuture[BillingUsageResponse]:
         """Empty: nothing is billed."""
         return _start(lambda: BillingUsageResponse(data=[]))
 
@@ -323,14 +322,16 @@ _executor: concurrent.futures.ThreadPoolExecutor | None = None
 _folder: tempfile.TemporaryDirectory[str] | None = None
 
 
-def _start(work: Callable[[], T]) -> Future[T]:
+def _start(work: Callable[[], T]) -> AwaitableFuture[T]:
     """Runs work that reads the disk on a thread of its own."""
     global _executor
     lib()  # in a child of fork() the thread is not there
     with _lock:
         if _executor is None:
             _executor = concurrent.futures.ThreadPoolExecutor(1, "tinker_local rest")
-        return _executor.submit(work)
+        future: AwaitableFuture[T] = AwaitableFuture()
+        _executor.submit(future.settle, work)
+        return future
 
 
 def _archives() -> str:
@@ -343,7 +344,3 @@ def _archives() -> str:
 
 def _raise(error: Exception) -> Any:
     raise error
-
-
-async def _value(future: Future[T]) -> T:
-    return await asyncio.shield(asyncio.wrap_future(future))
