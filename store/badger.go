@@ -19,7 +19,7 @@ const (
 	valueLogBytes  = 64 << 20 // see Options.valueLog
 	memTableBytes  = 16 << 20
 	valueThreshold = 4 << 10  // larger values go to the value log
-	batchBytes     = 16 << 20 // about what one transaction of chunks holds
+	batchBytes     = 64 << 20 // about what one transaction of chunks holds: each ends with a sync, which takes as long as 50 MB
 	discardRatio   = 0.3      // of dead bytes, from which a value log file is rewritten
 )
 

@@ -38,7 +38,7 @@ func (r *reserver) ahead() error {
 		case strings.HasSuffix(name, ".vlog"):
 			bytes = r.valueLog + min(r.valueLog, 2*batchBytes) // Badger makes it twice the size
 		case strings.HasSuffix(name, ".mem"):
-			bytes = memTableBytes + batchBytes
+			bytes = 2 * memTableBytes // the size of the file; chunks of any size are in the value log
 		}
 		if bytes == 0 {
 			continue
