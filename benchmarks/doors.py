@@ -3,7 +3,7 @@
     make build && python3 -m pip install ./bindings/python
     python3 benchmarks/doors.py calls [--rounds N]
     python3 -m pip install torch transformers peft
-    python3 benchmarks/doors.py train [--rounds N] [--steps N] [--compile]
+    python3 benchmarks/doors.py train [--rounds N] [--steps N] [--threads N] [--compile]
 
 calls: the C functions are replaced by ones that do nothing (doors/stub.c, needs a C compiler), so the time is that of the Python code and of ctypes.
 Least of the rounds, as what is added by others' work on the machine is not the door's.
@@ -137,12 +137,14 @@ class Ours:
 
 
 class Peer:
-    def __init__(self, texts, folder, compiled):
+    def __init__(self, texts, folder, compiled, threads):
         import peft
         import torch
         import transformers
 
         self.torch = torch
+        if threads:
+            torch.set_num_threads(threads)
         base = transformers.AutoModelForCausalLM.from_pretrained(machine.ROOT / "engine" / "local" / "tiny", dtype=torch.float32)
         self.model = peft.PeftModel.from_pretrained(base, folder, is_trainable=True)
         self.run = torch.compile(self.model) if compiled else self.model
@@ -168,7 +170,7 @@ def train(a):
     texts = examples(a.datums, a.length)
     with tempfile.TemporaryDirectory() as folder:
         ours = Ours(texts, folder)
-        peer = Peer(texts, folder, a.compile)
+        peer = Peer(texts, folder, a.compile, a.threads)
         losses = [(ours.step(), peer.step()) for _ in range(3)]
         for x, y in losses:
             if abs(x - y) > 1e-3 * abs(y):
@@ -207,7 +209,10 @@ def main():
     parser.add_argument("--datums", type=int, default=16)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--threads", type=int, default=0, help="of both sides; 0: what they choose. 1 where others use the machine, too")
     a = parser.parse_args()
+    if a.threads:
+        os.environ["GOMAXPROCS"] = os.environ["OMP_NUM_THREADS"] = str(a.threads)  # before libtinker and torch are loaded
     {"calls": calls, "train": train}[a.what](a)
 
 
