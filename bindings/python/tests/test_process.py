@@ -111,6 +111,7 @@ def test_fork() -> None:
             lambda: sampler.sample(prompt, 1, params).result(),
             lambda: pending.result(), lambda: sampling.result(), lambda: asyncio.run(pending.result_async()),
             lambda: client.save_state("a").result(), lambda: rest.list_sessions().result(),
+            lambda: pending.future(), lambda: pending.cancel(), lambda: client.get_tokenizer(), lambda: pending.done(),
             lambda: client.get_info(), lambda: tinker_local.ServiceClient(state=":memory:"), lambda: client.close(),
             lambda: service.engine.info(), lambda: tinker_local.debug_counts(),
         ]

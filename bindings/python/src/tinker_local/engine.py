@@ -35,7 +35,8 @@ class Engine:
         drain()  # an engine that was let go of gives its state folder back
         folders = call_json("tinker_default_folders")
         self.models = models or folders["models"] or None
-        self.state = state or os.environ.get("TINKER_LOCAL_STATE") or folders["state"] or IN_MEMORY
+        in_memory = os.environ.get("TINKER_LOCAL_STATE") == IN_MEMORY
+        self.state = state or (IN_MEMORY if in_memory else folders["state"]) or IN_MEMORY
         self.device, self.dtype = device, dtype
         options = s.EngineOptions(
             struct_size=ctypes.sizeof(s.EngineOptions),
@@ -78,6 +79,7 @@ class Engine:
 
     def tokenizer(self, model: str) -> Tokenizer:
         """The tokenizer of a model, read once."""
+        lib()
         with self._lock:
             if model not in self._tokenizers:
                 handle = make_handle("tinker_tokenizer_open", "tinker_tokenizer_free", self.handle.value, encode(model))
@@ -86,6 +88,7 @@ class Engine:
 
     def module(self, wasm: bytes) -> Handle:
         """A custom loss, compiled once. Errors: APIStatusError."""
+        lib()
         digest = hashlib.sha256(wasm).digest()
         with self._lock:
             if digest not in self._modules:
@@ -118,8 +121,8 @@ _shared_lock = threading.Lock()
 def shared(models: str | None = None, state: str | None = None, device: str | None = None, dtype: str | None = None) -> Engine:
     """The engine with these options: the one that is open, or a new one. It closes when no client refers to it any more."""
     key = (models, state, device, dtype, os.environ.get("TINKER_LOCAL_MODELS"), os.environ.get("TINKER_LOCAL_STATE"))
+    lib()
     with _shared_lock:
-        lib()
         engine = _shared.get(key)
         if engine is None or engine.closed:
             engine = _shared[key] = Engine(models, state, device, dtype)

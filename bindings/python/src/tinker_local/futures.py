@@ -107,14 +107,16 @@ class Operation(APIFuture[T]):
 
     def cancel(self) -> bool:
         """Drops the operation if it is still queued; sampling also stops at its next token. False when it had ended already."""
+        library = lib()
         with self._lock:
             if self._done or self._handle is None:
                 return False
-            lib().tinker_future_cancel(self._handle.value)
+            library.tinker_future_cancel(self._handle.value)
             return True
 
     def future(self) -> WatchedFuture[T]:
         """The same result as a concurrent.futures.Future."""
+        lib()
         with self._lock:
             if self._watched is None:
                 self._watched = WatchedFuture(self)
@@ -133,12 +135,13 @@ class Operation(APIFuture[T]):
 
     def _ask(self, ms: int) -> bool:
         """Waits up to ms inside the library; whether it has ended."""
+        library = lib()  # before any lock, here and elsewhere: in a child of fork() another thread may have held it, and nobody gives it back
         handle = self._handle
         value = None if handle is None else handle.value
         if value is None:
             with self._lock:  # another thread is converting the result, or has
                 return self._done
-        status = lib().tinker_future_wait(value, ms)
+        status = library.tinker_future_wait(value, ms)
         if status == s.PENDING:
             return False
         message = last_error() if status else ""
