@@ -11,7 +11,7 @@ python=${PYTHON:-python3}
 command -v "$python" >/dev/null || skip "there is no $python"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || skip "$("$python" --version) is older than 3.10"
 "$python" -c 'import venv, ensurepip' 2>/dev/null || skip "$python has no module venv"
-command -v "${CC:-cc}" >/dev/null || skip 'libtinker needs a C compiler'
+command -v "${CC:-gcc}" >/dev/null || command -v clang >/dev/null || command -v cc >/dev/null || skip 'libtinker needs a C compiler'
 [ "$(uname)" = Linux ] || skip 'libtinker is built on Linux only'
 
 venv=build/python/venv-$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')

@@ -64,19 +64,23 @@ def built(name: str) -> Path:
         return file
     target = ROOT / "build" / "python" / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    library = name == LIBRARY
-    command = ["go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", str(target)]
-    command += ["-buildmode=c-shared", "./capi"] if library else ["./cmd/tinker-local"]
+    commands = {
+        LIBRARY: ["capi/build.sh", str(target.parent), "so"],
+        PROGRAM: ["go", "build", "-trimpath", "-ldflags", "-s -w", "-o", str(target), "./cmd/tinker-local"],
+    }
+    flags = f"-buildvcs=false {os.environ.get('GOFLAGS', '')}"  # the Go tool's own stamping fails in checkouts that belong to another user
     try:
-        subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "CGO_ENABLED": "1" if library else "0"})
-    except FileNotFoundError:
-        raise SystemExit(f"there is no {file}, and no Go tool to make it: install Go and a C compiler, or run make build elsewhere") from None
+        subprocess.run(commands[name], cwd=ROOT, check=True, env={**os.environ, "CGO_ENABLED": "0", "GOFLAGS": flags})
+    except (FileNotFoundError, subprocess.CalledProcessError) as e:
+        raise SystemExit(f"{file} is not there or older than its sources, and {name} cannot be built: {e}. It takes Go and a C compiler") from None
     return target
 
 
 def newest_source() -> float:
+    """When a file that the binaries are made of was changed last."""
     folders = ("capi", "cmd", "engine", "include", "kernels", "plugins", "store")
-    return max(p.stat().st_mtime for folder in folders for p in (ROOT / folder).rglob("*") if p.suffix in (".go", ".c", ".h", ".s"))
+    files = (p for folder in folders for p in (ROOT / folder).rglob("*") if p.is_file())
+    return max(p.stat().st_mtime for p in files if "testdata" not in p.parts and not p.name.endswith(("_test.go", ".md")))
 
 
 def version() -> str:

@@ -29,6 +29,8 @@ BAD_DATA: dict[str, Any] = {
     "three dimensions": [D(M([1, 2]), {"target_tokens": np.zeros((2, 1, 1), np.int64)})],
     "no dimension": [D(M([1]), {"target_tokens": np.array(1)})],
     "no columns": [D(M([1, 2]), {"target_tokens": np.zeros((2, 0), np.int64)})],
+    "a name that is none": [D(M([1]), {"target_tokens": [1], "a\0b": np.ones(1)})],
+    "a name that is a number": [D(M([1]), {"target_tokens": [1], 5: np.ones(1)})],  # type: ignore[dict-item]
     "NaN": [D(M([1, 2]), {"target_tokens": [1, 2], "weights": [np.nan, 1.0]})],
     "an image": [D(types.ModelInput(chunks=[types.ImageChunk(data=b"x", format="png")]), {"target_tokens": [1]})],
     "no datum": [None],

@@ -58,7 +58,7 @@ def _add(batch: Handle, data: list[Datum], signature: _Signature) -> None:
         as_tokens = not columns and [len(a) for a in arrays] == lengths
         values, at = _join([a.reshape(-1) for a in arrays] if columns else arrays, not as_tokens)
         keep += [values, at]
-        tensor.name, tensor.dtype, tensor.columns = name.encode(), _DTYPES[dtype], columns
+        tensor.name, tensor.dtype, tensor.columns = encode(name), _DTYPES[dtype], columns
         tensor.values, tensor.count = values.ctypes.data, values.size
         tensor.offsets = None if at is None else at.ctypes.data
     datums = s.Datums(
@@ -83,7 +83,7 @@ def _add_one(batch: Handle, datum: Datum, names: tuple[str, ...] | None) -> None
     check(lib().tinker_batch_datum(batch.value, tokens.ctypes.data, tokens.size))
     for name, tensor in datum.loss_fn_inputs.items():
         if names is None or name in names:
-            (_set if tensor.sparse_crow_indices is None else _set_csr)(batch, name.encode(), tensor)
+            (_set if tensor.sparse_crow_indices is None else _set_csr)(batch, encode(name) or b"", tensor)
 
 
 def _set(batch: Handle, name: bytes, tensor: TensorData) -> None:
