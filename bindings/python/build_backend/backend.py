@@ -66,7 +66,7 @@ def built(name: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     commands = {
         LIBRARY: ["capi/build.sh", str(target.parent), "so"],
-        PROGRAM: ["go", "build", "-trimpath", "-ldflags", "-s -w", "-o", str(target), "./cmd/tinker-local"],
+        PROGRAM: ["go", "build", "-trimpath", "-ldflags", f"-s -w -X main.version={version()}", "-o", str(target), "./cmd/tinker-local"],
     }
     flags = f"-buildvcs=false {os.environ.get('GOFLAGS', '')}"  # the Go tool's own stamping fails in checkouts that belong to another user
     try:
