@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,3 +69,17 @@ def counters(service: tinker_local.ServiceClient) -> dict[str, int]:
             for kind, n in one.items():
                 sums[f"{part} {kind}"] = sums.get(f"{part} {kind}", 0) + n
     return sums
+
+
+def left_over(before: dict[str, Any]) -> dict[str, Any]:
+    """What the library holds more than before, when all that was let go of is freed. Tokenizers are kept with the engine."""
+    until = time.monotonic() + 20
+    while True:
+        gc.collect()
+        now = tinker_local.debug_counts()
+        more = {k: n - before["handles"][k] for k, n in now["handles"].items() if n > before["handles"][k] and k != "tokenizer"}
+        if now["memory"]["blocks"] > before["memory"]["blocks"]:
+            more["blocks"] = now["memory"]["blocks"] - before["memory"]["blocks"]
+        if not more or time.monotonic() > until:
+            return more
+        time.sleep(0.05)  # the watcher lets go of the last future when it has told of it
