@@ -84,6 +84,8 @@ test: ## run every test that CI runs
 	$(GO) mod download
 	$(say) 'go test ./... (no cgo, so no race detector; make soak has it)'
 	$(GO) test -count=1 -timeout $(TEST_TIMEOUT) ./...
+	$(say) 'Python: the wheel and its tests'
+	@PYTHON='$(PYTHON)' bindings/python/test.sh
 
 check: check-format check-tidy check-build check-vet check-walls check-cross check-generated check-staticcheck check-c ## formatting, vet, staticcheck, import walls, cross-builds, generated files
 	$(say) 'check passed'
