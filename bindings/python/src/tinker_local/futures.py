@@ -44,6 +44,10 @@ class APIFuture(ABC, Generic[T]):
     async def result_async(self, timeout: float | None = None) -> T:
         """The same without blocking the event loop."""
 
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether it has ended, without waiting."""
+
     def __await__(self) -> Generator[Any, None, T]:
         return self.result_async().__await__()
 
@@ -62,6 +66,10 @@ class AwaitableConcurrentFuture(APIFuture[T]):
         """As APIFuture.result_async."""
         await _settled(self._future.add_done_callback, self._future.done, timeout)
         return self._future.result(0)
+
+    def done(self) -> bool:
+        """As APIFuture.done."""
+        return self._future.done()
 
     def future(self) -> concurrent.futures.Future[T]:
         """The future inside."""
@@ -102,7 +110,7 @@ class Operation(APIFuture[T]):
         return self.result(0)
 
     def done(self) -> bool:
-        """Whether it has ended, without waiting."""
+        """As APIFuture.done."""
         return self._done or self._ask(0)
 
     def cancel(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from . import _results
 from . import _structs as s
 from ._library import Handle, encode, lib
+from ._progress import shown
 from .engine import Engine, Session, shared
 from .exceptions import RequestFailedError
 from .futures import APIFuture, Operation, submit
@@ -74,7 +75,7 @@ class ServiceClient:
         """Opens a run: a fresh adapter on a base model, which is loaded if it is not. seed: of its initial weights; None: a random one.
         base_model: "tinker-local/tiny" (embedded), ORG/NAME of the models folder, or the path of a model's folder."""
         config = LoraConfig(rank=rank, seed=seed, train_mlp=train_mlp, train_attn=train_attn, train_unembed=train_unembed)
-        return self._create(base_model, config, user_metadata).result()
+        return shown(self._session.engine, self._create(base_model, config, user_metadata))
 
     async def create_lora_training_client_async(
         self,
@@ -96,7 +97,7 @@ class ServiceClient:
         """Opens a run with a checkpoint's configuration and weights; the optimizer starts afresh. base_model: another one of the same shape.
         weights_access_token is not needed here."""
         client, load = self._resume(path, base_model, user_metadata, False)
-        return _loaded(client.result(), load)
+        return _loaded(shown(self._session.engine, client), load)
 
     async def create_training_client_from_state_async(
         self, path: str, base_model: str | None = None, user_metadata: dict[str, str] | None = None, weights_access_token: str | None = None
@@ -110,7 +111,7 @@ class ServiceClient:
     ) -> TrainingClient:
         """create_training_client_from_state with the optimizer's moments and step: training goes on bit for bit."""
         client, load = self._resume(path, base_model, user_metadata, True)
-        return _loaded(client.result(), load)
+        return _loaded(shown(self._session.engine, client), load)
 
     async def create_training_client_from_state_with_optimizer_async(
         self, path: str, base_model: str | None = None, user_metadata: dict[str, str] | None = None, weights_access_token: str | None = None
@@ -123,7 +124,12 @@ class ServiceClient:
         self, model_path: str | None = None, base_model: str | None = None, retry_config: RetryConfig | None = None
     ) -> SamplingClient:
         """Opens a sampler of a checkpoint (tinker://...), of a PEFT folder with its base_model, or of a bare base model."""
-        return finish(SamplingClient.create(self._session, model_path=model_path, base_model=base_model))
+        future = SamplingClient.create(self._session, model_path=model_path, base_model=base_model)
+        try:
+            shown(self._session.engine, future)
+        except RequestFailedError:
+            pass  # finish says it
+        return finish(future)
 
     async def create_sampling_client_async(
         self, model_path: str | None = None, base_model: str | None = None, retry_config: RetryConfig | None = None
