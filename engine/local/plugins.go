@@ -45,7 +45,7 @@ func OpenPlugins(ctx context.Context, state string, make bool, log *slog.Logger)
 	} else if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		dir = ""
 	}
-	h, err := plugins.Open(ctx, plugins.Options{CacheDir: pluginCache(), Log: log})
+	h, err := openHost(ctx, log)
 	if err != nil {
 		return nil, err
 	}
@@ -54,6 +54,18 @@ func OpenPlugins(ctx context.Context, state string, make bool, log *slog.Logger)
 		return nil, errors.Join(err, h.Close())
 	}
 	return &Plugins{r, h}, nil
+}
+
+// openHost does without a cache where it cannot be made, or others could write to it: modules are then compiled each time.
+func openHost(ctx context.Context, log *slog.Logger) (*plugins.Host, error) {
+	h, err := plugins.Open(ctx, plugins.Options{CacheDir: pluginCache(), Log: log})
+	if err == nil {
+		return h, nil
+	}
+	if log != nil {
+		log.Warn("compiled plugins are not kept", "err", err)
+	}
+	return plugins.Open(ctx, plugins.Options{Log: log})
 }
 
 // pluginCache is where native code of compiled modules is kept; "": nowhere.
