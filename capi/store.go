@@ -50,7 +50,7 @@ func tinkergo_checkpoint_list(h C.uint64_t, p *C.char, out **C.char) C.int32_t {
 		page, err := s.List(context.Background(), api.CheckpointQuery{
 			Run: q.Run, Owner: q.Owner, Reader: q.Reader, Kind: q.Kind, BaseModel: q.BaseModel, Name: q.Name, Page: q.page(),
 		})
-		return map[string]any{"checkpoints": append([]api.Checkpoint{}, page.Checkpoints...), "total": page.Total, "next_cursor": page.Next}, err
+		return map[string]any{"checkpoints": page.Checkpoints, "total": page.Total, "next_cursor": page.Next}, err
 	})
 }
 
@@ -65,7 +65,7 @@ func tinkergo_training_run_list(h C.uint64_t, p *C.char, out **C.char) C.int32_t
 			return nil, bad("query: runs are chosen by owner and base_model alone")
 		}
 		page, err := s.Runs(context.Background(), api.RunQuery{Owner: q.Owner, BaseModel: q.BaseModel, Page: q.page()})
-		return map[string]any{"training_runs": append([]api.RunRecord{}, page.Runs...), "total": page.Total, "next_cursor": page.Next}, err
+		return map[string]any{"training_runs": page.Runs, "total": page.Total, "next_cursor": page.Next}, err
 	})
 }
 

@@ -55,6 +55,7 @@ func (s *Store) List(ctx context.Context, q api.CheckpointQuery) (out api.Checkp
 		return out, err
 	}
 	out.Total = len(all)
+	out.Checkpoints = make([]api.Checkpoint, 0, hi-lo)
 	for _, e := range all[lo:hi] {
 		out.Checkpoints = append(out.Checkpoints, e.Checkpoint)
 	}
@@ -109,7 +110,7 @@ func (s *Store) Runs(ctx context.Context, q api.RunQuery) (out api.RunPage, err 
 		return out, err
 	}
 	out.Total = len(all)
-	out.Runs = s.withLast(slices.Clone(all[lo:hi]))
+	out.Runs = s.withLast(append(make([]api.RunRecord, 0, hi-lo), all[lo:hi]...))
 	if hi < len(all) && hi > lo {
 		m := runMark(all[hi-1])
 		out.Next = fmt.Sprintf("%s/%s", strconv.FormatInt(m.nanos, 36), m.id)

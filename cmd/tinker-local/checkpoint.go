@@ -98,9 +98,6 @@ func (a *app) listCheckpoints(ctx context.Context, s *local.State, q api.Checkpo
 		return err
 	}
 	if a.json {
-		if out.Checkpoints == nil {
-			out.Checkpoints = []api.Checkpoint{}
-		}
 		return a.printJSON(struct {
 			Checkpoints []api.Checkpoint `json:"checkpoints"`
 			Total       int              `json:"total"`

@@ -54,20 +54,15 @@ func modelListCommand(a *app) *cobra.Command {
 			t.SetColumnConfigs([]table.ColumnConfig{
 				{Number: 2, Align: text.AlignRight}, {Number: 5, Align: text.AlignRight}, {Number: 7, Align: text.AlignRight},
 			})
-			unusable := false
+			var refused []string
 			for _, i := range all {
 				t.AppendRow(table.Row{printable(i.Name), countText(i.Params), i.Kind, i.Training, numberText(i.Context), i.DType, sizeText(i.DiskBytes), i.Source})
-				unusable = unusable || i.Problem != ""
-			}
-			t.Render()
-			if unusable {
-				a.say("\nThese cannot be used:")
-			}
-			for _, i := range all {
 				if i.Problem != "" {
-					a.say("  %s: %s", printable(i.Name), printable(i.Problem))
+					refused = append(refused, refusal(i.Name, i.Problem))
 				}
 			}
+			t.Render()
+			a.sayRefused(refused)
 			return nil
 		},
 	}
@@ -180,6 +175,15 @@ func (a *app) printReport(r modelReport) {
 	row("device", "%s", r.Device)
 	t.Render()
 }
+
+// sayRefused ends a list with what stands in it and cannot be used.
+func (a *app) sayRefused(refusals []string) {
+	if len(refusals) > 0 {
+		a.say("\nThese cannot be used:\n%s", strings.Join(refusals, "\n"))
+	}
+}
+
+func refusal(name, problem string) string { return "  " + printable(name) + ": " + printable(problem) }
 
 // table is a table without borders, so that other programs can cut it.
 func (a *app) table() table.Writer {

@@ -64,24 +64,17 @@ func pluginListCommand(a *app) *cobra.Command {
 				}
 				t := a.table()
 				t.AppendHeader(table.Row{"name", "version", "source", "sum over", "digest", "what it is"})
-				bad := false
+				var refused []string
 				for _, i := range all {
 					if i.Problem != "" {
-						bad = true
+						refused = append(refused, refusal(i.Name, i.Problem))
 						continue
 					}
 					m := i.Report.Meta
 					t.AppendRow(table.Row{i.Name, printable(m.Version), i.Source, m.Scope, i.Digest[:12], printable(headline(m.Summary))})
 				}
 				t.Render()
-				if bad {
-					a.say("\nThese cannot be used:")
-				}
-				for _, i := range all {
-					if i.Problem != "" {
-						a.say("  %s: %s", printable(i.Name), printable(i.Problem))
-					}
-				}
+				a.sayRefused(refused)
 				return nil
 			})
 		},

@@ -57,9 +57,6 @@ func (a *app) listRuns(ctx context.Context, s *local.State, q api.RunQuery) erro
 		return err
 	}
 	if a.json {
-		if out.Runs == nil {
-			out.Runs = []api.RunRecord{}
-		}
 		return a.printJSON(struct {
 			Runs  []api.RunRecord `json:"training_runs"`
 			Total int             `json:"total"`
@@ -108,9 +105,6 @@ func runInfoCommand(a *app) *cobra.Command {
 					return err
 				}
 				if a.json {
-					if all.Checkpoints == nil {
-						all.Checkpoints = []api.Checkpoint{}
-					}
 					return a.printJSON(runReport{r, all.Checkpoints})
 				}
 				a.describeRun(r, all.Checkpoints)

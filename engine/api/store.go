@@ -131,14 +131,14 @@ func (p Page) Window(from, n int) (lo, hi int, err error) {
 
 // CheckpointPage is part of a list of checkpoints.
 type CheckpointPage struct {
-	Checkpoints []Checkpoint
-	Total       int    // entries of the whole list
-	Next        string // cursor behind the last entry; "": there are no more
+	Checkpoints []Checkpoint // not nil: the JSON of an empty list is []
+	Total       int          // entries of the whole list
+	Next        string       // cursor behind the last entry; "": there are no more
 }
 
 // RunPage is part of a list of runs.
 type RunPage struct {
-	Runs  []RunRecord
+	Runs  []RunRecord // not nil
 	Total int
 	Next  string
 }

@@ -59,7 +59,6 @@ func load(t *testing.T, dev kernels.Device, dir string, o model.LoadOptions) *mo
 }
 
 // adapter loads a golden's PEFT folder into a trainable adapter; "" is none.
-
 func adapter(t *testing.T, b *model.Base, dir, name string) *lora.Adapter {
 	t.Helper()
 	if name == "" {

@@ -76,6 +76,21 @@ func (g golden) batch() batch {
 	return b
 }
 
+// checkValues holds a loss and its weights against torch's.
+func checkValues(t *testing.T, g golden, got answer) {
+	t.Helper()
+	if !close6(got.loss, g.Value) {
+		t.Errorf("loss %v, torch has %v", got.loss, g.Value)
+	}
+	for d := range g.Weights {
+		for j, want := range g.Weights[d] {
+			if !close6(float64(got.weights[d][j]), want) {
+				t.Errorf("datum %d weight %d is %v, torch has %v", d, j, got.weights[d][j], want)
+			}
+		}
+	}
+}
+
 func close6(got, want float64) bool {
 	return math.Abs(got-want) <= 1e-6*math.Abs(want)+1e-12
 }
@@ -90,16 +105,7 @@ func TestGoldens(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !close6(got.loss, g.Value) {
-				t.Errorf("loss %v, torch has %v", got.loss, g.Value)
-			}
-			for d := range g.Weights {
-				for j, want := range g.Weights[d] {
-					if !close6(float64(got.weights[d][j]), want) {
-						t.Errorf("datum %d weight %d is %v, torch has %v", d, j, got.weights[d][j], want)
-					}
-				}
-			}
+			checkValues(t, g, got)
 			if have, want := slices.Sorted(maps.Keys(got.metrics)), slices.Sorted(maps.Keys(g.Metrics)); !slices.Equal(have, want) {
 				t.Errorf("metrics %v, wanted %v", have, want)
 			}

@@ -78,16 +78,7 @@ func samePairs(t *testing.T, wasm []byte) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !close6(got.loss, g.Value) {
-			t.Errorf("loss %v, torch has %v", got.loss, g.Value)
-		}
-		for d := range g.Weights {
-			for j, want := range g.Weights[d] {
-				if !close6(float64(got.weights[d][j]), want) {
-					t.Errorf("datum %d weight %d is %v, torch has %v", d, j, got.weights[d][j], want)
-				}
-			}
-		}
+		checkValues(t, g, got)
 		for name, v := range got.metrics {
 			if !close6(v, g.Metrics[name]) {
 				t.Errorf("%s is %v, torch has %v", name, v, g.Metrics[name])

@@ -384,6 +384,12 @@ func lists(t *testing.T, b *bench) {
 	b.code(err, api.BadRequest, `cursor is "!"`)
 	_, err = b.List(ctx, api.CheckpointQuery{Page: api.Page{Limit: -1}})
 	b.code(err, api.BadRequest, "limit is -1")
+	if none, err := b.List(ctx, api.CheckpointQuery{Name: "nobody's"}); err != nil || none.Checkpoints == nil || len(none.Checkpoints) != 0 {
+		t.Errorf("a list of none: %#v, %v", none, err)
+	}
+	if none, err := b.Runs(ctx, api.RunQuery{Owner: "nobody"}); err != nil || none.Runs == nil || len(none.Runs) != 0 {
+		t.Errorf("a list of no runs: %#v, %v", none, err)
+	}
 }
 
 func runs(t *testing.T, b *bench) {
