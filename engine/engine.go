@@ -185,9 +185,33 @@ const LocalOwner = "local"
 // NewSessionFor makes an empty session. owner owns the checkpoints that its runs save, and is who reads others'. It does
 // not block.
 func (e *Engine) NewSessionFor(owner string) *Session {
-	s := &Session{e: e, owner: owner, id: newID(e.opt.Seed()), runs: map[*Run]bool{}, samplers: map[*Sampler]bool{}}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	return e.newSession(owner, newID(e.opt.Seed()))
+}
+
+// NewSessionAs is NewSessionFor with an id of the caller's, for doors whose clients keep theirs over a restart. The id begins
+// the ids of the session's runs; it is refused when an open session has it.
+func (e *Engine) NewSessionAs(owner, id string) (*Session, error) {
+	if err := api.CheckName("session id", id); err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.usable(); err != nil {
+		return nil, err
+	}
+	for s := range e.sessions {
+		if s.id == id {
+			return nil, api.Errorf(api.BadRequest, "session %s is open already", id)
+		}
+	}
+	return e.newSession(owner, id), nil
+}
+
+// newSession adds a session. e.mu is held.
+func (e *Engine) newSession(owner, id string) *Session {
+	s := &Session{e: e, owner: owner, id: id, runs: map[*Run]bool{}, samplers: map[*Sampler]bool{}}
 	e.sessions[s] = true
 	return s
 }

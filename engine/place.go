@@ -67,6 +67,18 @@ func submit[T any](p Place, name string, kind queue.Kind, build func(f *Future[T
 	return f, nil
 }
 
+// Refuse uses the place up for a request that the door could not read, so that nothing waits for it. Repeats of its number get
+// why. It does nothing at a number that is used already, or without one.
+func (p Place) Refuse(why error) {
+	if !p.numbered {
+		return
+	}
+	p.run.e.mu.Lock()
+	defer p.run.e.mu.Unlock()
+	p.run.line.Refuse(p.seq, &entry{name: "refused request", refused: apiError(why)})
+	p.run.e.signal()
+}
+
 // repeated answers a number that is used already.
 func repeated[T any](p Place, name string, first *entry) (*Future[T], error) {
 	if first.refused != nil {

@@ -30,21 +30,25 @@ func (r *Run) LoadStateWithOptimizer(path string) (*Future[api.Checkpoint], erro
 }
 
 // LoadState is [Run.LoadState] at this place.
-func (p Place) LoadState(path string) (*Future[api.Checkpoint], error) { return p.load(path, false) }
+func (p Place) LoadState(path string) (*Future[api.Checkpoint], error) {
+	return p.LoadStateAs(p.run.session.owner, path, false)
+}
 
 // LoadStateWithOptimizer is [Run.LoadStateWithOptimizer] at this place.
 func (p Place) LoadStateWithOptimizer(path string) (*Future[api.Checkpoint], error) {
-	return p.load(path, true)
+	return p.LoadStateAs(p.run.session.owner, path, true)
 }
 
-func (p Place) load(path string, optimizer bool) (*Future[api.Checkpoint], error) {
+// LoadStateAs is LoadState, or LoadStateWithOptimizer, of a checkpoint that reader may read: somebody who lent the run's
+// owner the right to.
+func (p Place) LoadStateAs(reader, path string, optimizer bool) (*Future[api.Checkpoint], error) {
 	return submit(p, "load_weights", queue.Barrier, func(f *Future[api.Checkpoint], en *entry) (task, error) {
 		err := p.run.e.storing()
 		at, bad := api.ParsePath(path)
 		if err == nil {
 			err = bad
 		}
-		return &loading{run: p.run, entry: en, future: f, path: at, optimizer: optimizer}, err
+		return &loading{run: p.run, entry: en, future: f, reader: reader, path: at, optimizer: optimizer}, err
 	})
 }
 
@@ -53,6 +57,7 @@ type loading struct {
 	run       *Run
 	entry     *entry
 	future    *Future[api.Checkpoint]
+	reader    string // who must be allowed to read it
 	path      api.Path
 	optimizer bool
 	result    chan loaded // nil: reading has not begun
@@ -80,7 +85,7 @@ func (l *loading) step() (status, error) {
 		r.later(l.entry.name, func() {
 			x := loaded{err: api.Errorf(api.Internal, "load %v: reading ended early", l.path)}
 			defer func() { l.result <- x }()
-			x = e.read(e.ctx, r.session.owner, l.path, l.optimizer, r.accepts)
+			x = e.read(e.ctx, l.reader, l.path, l.optimizer, r.accepts)
 		})
 		return more, nil
 	}
@@ -222,7 +227,7 @@ func (s *Session) NewRunFrom(path string, withOptimizer bool, metadata map[strin
 		if err != nil {
 			return nil, err
 		}
-		load, err := r.place().load(c.Path.String(), withOptimizer)
+		load, err := r.place().LoadStateAs(s.owner, c.Path.String(), withOptimizer)
 		if err == nil {
 			_, err = load.Wait(ctx)
 		}

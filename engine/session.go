@@ -24,7 +24,7 @@ type Session struct {
 
 func newID(seed int64) string { return fmt.Sprintf("%016x", uint64(seed)) }
 
-// ID is the session's name: 16 hexadecimal digits.
+// ID is the session's name: 16 hexadecimal digits, or what NewSessionAs was given.
 func (s *Session) ID() string { return s.id }
 
 // NewRun opens a training run: a fresh adapter on r.BaseModel, which is loaded if no one has yet. It
