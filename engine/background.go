@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"tinkerlocal/engine/api"
 	"tinkerlocal/engine/lora"
 )
 
@@ -15,9 +14,20 @@ type background struct {
 
 // later does something in the background of a run. e.mu is held and the engine is not closed.
 func (r *Run) later(name string, do func()) {
+	r.back.count++
+	r.chain(name, do, func() {
+		r.back.count--
+		if en := r.back.waiting; en != nil {
+			r.back.waiting, en.paused = nil, false
+		}
+	})
+}
+
+// chain does something when all that was asked for before is done. ended is called while e.mu is held, as chain is; the
+// engine is not closed.
+func (r *Run) chain(name string, do, ended func()) {
 	e, before, done := r.e, r.back.tail, make(chan struct{})
 	r.back.tail = done
-	r.back.count++
 	e.evals.Go(func() {
 		if before != nil {
 			<-before
@@ -27,10 +37,7 @@ func (r *Run) later(name string, do func()) {
 			e.log.Error("background work failed", "op", name, "run", r.id, "err", err)
 		}
 		e.mu.Lock()
-		r.back.count--
-		if en := r.back.waiting; en != nil {
-			r.back.waiting, en.paused = nil, false
-		}
+		ended()
 		e.mu.Unlock()
 		close(done)
 		e.signal()
@@ -75,19 +82,4 @@ func (e *Engine) freeState(s *lora.State) {
 		e.used -= s.DeviceBytes()
 		s.Free()
 	}
-}
-
-// record writes what the store keeps of a run. e.mu is held.
-func (e *Engine) record(r *Run) {
-	if e.opt.Checkpoints == nil || e.closed {
-		return
-	}
-	rec := api.RunRecord{
-		ID: r.id, Owner: r.session.owner, BaseModel: r.base.info.Name, Lora: r.lora, UserMetadata: r.metadata, LastRequest: e.opt.Now(),
-	}
-	r.later("record run", func() {
-		if err := e.opt.Checkpoints.PutRun(e.ctx, rec); err != nil {
-			e.log.Warn("record run", "run", r.id, "err", err)
-		}
-	})
 }

@@ -85,7 +85,7 @@ type Engine struct {
 	share    queue.Share
 	bases    map[string]*base
 	sessions map[*Session]bool
-	runs     int // open
+	runs     int // open, or being opened
 	opened   int // runs ever
 	sampling int // requests that wait or run
 
@@ -212,6 +212,7 @@ func (e *Engine) NewSessionAs(owner, id string) (*Session, error) {
 // newSession adds a session. e.mu is held.
 func (e *Engine) newSession(owner, id string) *Session {
 	s := &Session{e: e, owner: owner, id: id, runs: map[*Run]bool{}, samplers: map[*Sampler]bool{}}
+	s.numbers.used = map[int64]numberedRun{}
 	e.sessions[s] = true
 	return s
 }

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"errors"
 	"io"
 	"runtime"
@@ -127,6 +128,13 @@ func (e *Engine) post(j job) {
 
 // submitJob queues do and returns the future of its result.
 func submitJob[T any](s *Session, name string, do func() (T, error)) (*Future[T], error) {
+	s.e.mu.Lock()
+	defer s.e.mu.Unlock()
+	return queueJob(s, name, do, func() {})
+}
+
+// queueJob is submitJob while e.mu is held. undo is called before a future that was returned fails.
+func queueJob[T any](s *Session, name string, do func() (T, error), undo func()) (*Future[T], error) {
 	e := s.e
 	f := newFuture[T]()
 	cancelled := false // guarded by e.mu
@@ -135,15 +143,14 @@ func submitJob[T any](s *Session, name string, do func() (T, error)) (*Future[T]
 		defer e.mu.Unlock()
 		cancelled = true
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
+	fail := func(err error) { undo(); f.fail(err) }
 	if err := e.usable(); err != nil {
 		return nil, err
 	}
 	if s.closed {
 		return nil, errSessionClosed
 	}
-	e.post(job{name: name, drop: f.fail, do: func() {
+	e.post(job{name: name, drop: fail, do: func() {
 		e.mu.Lock()
 		err := e.usable()
 		switch {
@@ -155,12 +162,16 @@ func submitJob[T any](s *Session, name string, do func() (T, error)) (*Future[T]
 		}
 		e.mu.Unlock()
 		if err != nil {
-			f.fail(err)
+			fail(err)
 			return
 		}
 		v, err := guard(name, do)
 		e.note(name, err)
-		f.set(v, err)
+		if err != nil {
+			fail(err)
+			return
+		}
+		f.set(v, nil)
 	}})
 	return f, nil
 }
@@ -310,6 +321,7 @@ func (e *Engine) shutdown() {
 	runs := e.turns.Members()
 	e.mu.Unlock()
 	for _, r := range runs {
+		r.recordNow(context.Background())
 		e.freeRun(r)
 	}
 	for _, name := range sortedNames(e.bases) {

@@ -63,6 +63,7 @@ func submit[T any](p Place, name string, kind queue.Kind, build func(f *Future[T
 	}
 	f.drop = func() { r.cancel(p.seq, en) }
 	f.state = func() State { return r.state(en) }
+	r.touch()
 	e.signal()
 	return f, nil
 }

@@ -211,40 +211,14 @@ func (e *Engine) ended(err error) error {
 	return err
 }
 
-// NewRunFrom opens a run with the base model, configuration and weights of a checkpoint; withOptimizer, with
-// its moments and step, too. It does not block.
-func (s *Session) NewRunFrom(path string, withOptimizer bool, metadata map[string]string) (*Future[*Run], error) {
-	c, err := s.source(path)
-	if err != nil {
-		return nil, err
-	}
-	made, err := s.NewRun(api.CreateModelRequest{BaseModel: c.BaseModel, Lora: c.Lora, UserMetadata: metadata})
-	if err != nil {
-		return nil, err
-	}
-	return after(s, made.Cancel, func(ctx context.Context) (*Run, error) {
-		r, err := made.Wait(ctx)
-		if err != nil {
-			return nil, err
-		}
-		load, err := r.place().LoadStateAs(s.owner, c.Path.String(), withOptimizer)
-		if err == nil {
-			_, err = load.Wait(ctx)
-		}
-		if err != nil {
-			r.Close()
-			return nil, err
-		}
-		return r, nil
-	})
-}
-
 // NewSamplerFrom opens a sampler on a checkpoint's base model with the checkpoint's weights. It does not block.
 func (s *Session) NewSamplerFrom(path string) (*Future[*Sampler], error) {
 	c, err := s.source(path)
 	if err != nil {
 		return nil, err
 	}
+	s.e.mu.Lock()
+	defer s.e.mu.Unlock()
 	return after(s, func() {}, func(ctx context.Context) (*Sampler, error) {
 		x := s.e.read(ctx, s.owner, c.Path, false, anyLora)
 		if x.err != nil {
@@ -272,12 +246,10 @@ func (s *Session) source(path string) (api.Checkpoint, error) {
 	return s.e.checkpoint(s.e.ctx, s.owner, p)
 }
 
-// after does something on a goroutine and returns the future of its result. Its ctx ends with the engine.
+// after does something on a goroutine and returns the future of its result. Its ctx ends with the engine. e.mu is held.
 func after[T any](s *Session, cancel func(), do func(ctx context.Context) (T, error)) (*Future[T], error) {
 	e, f := s.e, newFuture[T]()
 	f.drop = cancel
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	if err := e.usable(); err != nil {
 		return nil, err
 	}

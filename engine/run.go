@@ -34,6 +34,9 @@ type Run struct {
 	version int64
 	step    int64
 	plugins []api.PluginRecord
+
+	asked    time.Time // when the last operation was
+	recorded time.Time // asked, as the store has it or will have it soon
 }
 
 // RunInfo describes a run.
@@ -171,6 +174,7 @@ func (r *Run) Close() {
 	r.closed = true
 	e.runs--
 	delete(r.session.runs, r)
+	r.record()
 	dropped := r.line.Drain()
 	if r.current == nil {
 		e.post(job{name: "close run", do: func() { e.freeRun(r) }})
@@ -181,22 +185,8 @@ func (r *Run) Close() {
 	}
 }
 
-// runRoom says why no run can be opened, or nil. e.mu is held.
-func (e *Engine) runRoom() error {
-	if e.runs >= e.lim.Runs {
-		return api.Errorf(api.Busy, "%d runs are open, the limit is %d", e.runs, e.lim.Runs)
-	}
-	return nil
-}
-
 // newRun makes a run on the device's goroutine.
 func (e *Engine) newRun(s *Session, id string, req api.CreateModelRequest, seed int64) (_ *Run, err error) {
-	e.mu.Lock()
-	err = e.runRoom()
-	e.mu.Unlock()
-	if err != nil {
-		return nil, err
-	}
 	b, err := e.acquire(req.BaseModel)
 	if err != nil {
 		return nil, err
@@ -215,25 +205,22 @@ func (e *Engine) newRun(s *Session, id string, req api.CreateModelRequest, seed 
 	if err != nil {
 		return nil, err
 	}
-	e.used += bytes
 	r := &Run{
 		e: e, session: s, id: id, base: b, adapter: a, lora: a.Config, metadata: req.UserMetadata,
 		bytes: bytes, line: queue.NewLine[*entry](e.lim.queue()),
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.runs++
+	if s.closed {
+		a.Free()
+		return nil, errSessionClosed
+	}
+	e.used += bytes
 	e.opened++
 	r.order = e.opened
 	e.turns.Add(r)
-	if s.closed {
-		r.closed = true
-		e.runs--
-		e.post(job{name: "close run", do: func() { e.freeRun(r) }})
-		return nil, errSessionClosed
-	}
 	s.runs[r] = true
-	e.record(r)
+	r.touch()
 	e.log.Info("run open", "run", id, "model", b.info.Name, "rank", req.Lora.Rank, "params", n)
 	return r, nil
 }

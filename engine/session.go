@@ -17,7 +17,7 @@ type Session struct {
 
 	// guarded by e.mu
 	closed   bool
-	created  int // runs asked for
+	numbers  numbers
 	runs     map[*Run]bool
 	samplers map[*Sampler]bool
 }
@@ -30,26 +30,13 @@ func (s *Session) ID() string { return s.id }
 // NewRun opens a training run: a fresh adapter on r.BaseModel, which is loaded if no one has yet. It
 // does not block; a configuration that cannot be trained is refused at once.
 func (s *Session) NewRun(r api.CreateModelRequest) (*Future[*Run], error) {
-	if r.BaseModel == "" {
-		return nil, api.Errorf(api.BadRequest, "create model: base_model is empty")
-	}
-	if err := lora.Check(r.Lora); err != nil {
-		return nil, err
-	}
-	seed := s.e.opt.Seed()
-	if r.Lora.Seed != nil {
-		seed = *r.Lora.Seed
-	}
-	r.UserMetadata = maps.Clone(r.UserMetadata)
-	s.e.mu.Lock()
-	if err := s.e.runRoom(); err != nil {
-		s.e.mu.Unlock()
-		return nil, err
-	}
-	id := fmt.Sprintf("%s:train:%d", s.id, s.created)
-	s.created++
-	s.e.mu.Unlock()
-	return submitJob(s, "create model", func() (*Run, error) { return s.e.newRun(s, id, r, seed) })
+	return RunPlace{session: s}.NewRun(r)
+}
+
+// NewRunFrom opens a run with the base model, configuration and weights of a checkpoint; withOptimizer, with
+// its moments and step, too. It does not block.
+func (s *Session) NewRunFrom(path string, withOptimizer bool, metadata map[string]string) (*Future[*Run], error) {
+	return RunPlace{session: s}.NewRunFrom(path, withOptimizer, metadata)
 }
 
 // NewSampler opens a sampler on the bare base model, which is loaded if no one has yet. It does not block.
