@@ -47,7 +47,7 @@ type step struct {
 
 	Prompt             []int32             `json:"prompt,omitempty"`
 	Params             *api.SamplingParams `json:"sampling_params,omitempty"`
-	StopTokens         []int32             `json:"stop_tokens,omitempty"`
+	StopTokens         []int32             `json:"stop_tokens,omitzero"`
 	NumSamples         int                 `json:"num_samples,omitempty"`
 	PromptLogProbs     bool                `json:"prompt_logprobs,omitempty"`
 	TopKPromptLogProbs int                 `json:"topk_prompt_logprobs,omitempty"`
@@ -427,8 +427,8 @@ func script(s *step) string {
 		b.WriteString("sampler " + s.BaseModel)
 	case "sample":
 		p := s.Params
-		fmt.Fprintf(&b, "sample %d %d %d %s %d %s %d %d %s %s", s.NumSamples, p.MaxTokens, *p.Seed, hex64(p.Temperature), p.TopK, hex64(p.TopP),
-			bit(s.PromptLogProbs), s.TopKPromptLogProbs, list(s.StopTokens), list(s.Prompt))
+		fmt.Fprintf(&b, "sample %d %d %d %s %d %s %d %d %d %s %s", s.NumSamples, p.MaxTokens, *p.Seed, hex64(p.Temperature), p.TopK, hex64(p.TopP),
+			bit(s.PromptLogProbs), s.TopKPromptLogProbs, bit(s.StopTokens != nil && len(s.StopTokens) == 0), list(s.StopTokens), list(s.Prompt))
 	case "compute_logprobs":
 		b.WriteString("compute_logprobs " + list(s.Prompt))
 	case "save_state":

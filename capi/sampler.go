@@ -86,7 +86,16 @@ func readRequest(prompt *C.int32_t, count C.int64_t, p *C.tinker_sampling) (r ap
 	if err != nil {
 		return r, err
 	}
-	d.StopTokens = append([]int32(nil), ids...)
+	d.StopTokens = append(d.StopTokens, ids...) // nil when there are none
+	endless, err := toggle("no_stop_tokens", c.no_stop_tokens)
+	switch {
+	case err != nil:
+		return r, err
+	case endless && len(ids) > 0:
+		return r, bad("no_stop_tokens is 1 and stop_token_count is %d, wanted 0", len(ids))
+	case endless:
+		d.StopTokens = []int32{}
+	}
 	r = api.SampleRequest{Prompt: api.FromInts(tokens), Params: d, NumSamples: int(c.num_samples), TopKPromptLogProbs: int(c.topk_prompt_logprobs)}
 	r.PromptLogProbs, err = toggle("prompt_logprobs", c.prompt_logprobs)
 	return r, err

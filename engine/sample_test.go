@@ -282,6 +282,22 @@ func TestStops(t *testing.T) {
 	if ended == 0 {
 		t.Error("no sample ended by itself")
 	}
+	// No stop at all: nothing but the limit ends a sequence, whose tokens are the same up to where it would have ended.
+	endless := ask(tokens(1, 6), 20, 60, 1)
+	endless.Params.StopTokens = []int32{}
+	ending := draw(t, wait(t, f, nil), ask(tokens(1, 6), 20, 60, 1)).Sequences
+	for i, seq := range draw(t, wait(t, f, nil), endless).Sequences {
+		until := ending[i].Tokens
+		if len(seq.Tokens) != 60 || seq.StopReason != api.StopReasonLength || !slices.Equal(seq.Tokens[:len(until)], until) {
+			t.Errorf("without stops: %+v; with them %v", seq, until)
+		}
+	}
+	endless.Params.Stop = []string{spell([]int32{5})}
+	for _, seq := range draw(t, wait(t, f, nil), endless).Sequences {
+		if at := slices.Index(seq.Tokens, 5); at >= 0 && (at != len(seq.Tokens)-1 || seq.StopReason != api.StopReasonStop) {
+			t.Errorf("a stop string did not end %+v", seq)
+		}
+	}
 	// No limit: up to the context.
 	free := ask(tokens(1, 150), 1, 0, 3)
 	if got := draw(t, s, free).Sequences[0]; len(got.Tokens) != 50 || got.StopReason != api.StopReasonLength {

@@ -121,8 +121,8 @@ type request struct {
 }
 
 // Sample draws r.NumSamples continuations of r.Prompt. A sequence ends with a stop token, with the
-// token that completes a stop string, with one of the model's end-of-sequence tokens, or after
-// MaxTokens tokens (0: as many as the model's context and the key/value pool hold). NumSamples 0 means 1. It does not block. When ctx
+// token that completes a stop string, with one of the model's end-of-sequence tokens (unless StopTokens is
+// empty and not nil), or after MaxTokens tokens (0: as many as the model's context and the key/value pool hold). NumSamples 0 means 1. It does not block. When ctx
 // ends before the request has, the request is cancelled and gives its place up.
 func (p *Sampler) Sample(ctx context.Context, r api.SampleRequest) (*Future[api.SampleOutput], error) {
 	f := newFuture[api.SampleOutput]()
@@ -203,7 +203,7 @@ func (p *Sampler) request(r api.SampleRequest, n int) (*request, error) {
 	}
 	q := &request{sampler: p}
 	q.Request = sample.Request{
-		Prompt: slices.Clone(prompt), Params: r.Params, Samples: n, StopIDs: p.base.info.EosTokenIDs,
+		Prompt: slices.Clone(prompt), Params: r.Params, Samples: n, EndIDs: p.base.info.EosTokenIDs,
 		PromptLogProbs: r.PromptLogProbs, TopKPromptLogProbs: r.TopKPromptLogProbs,
 		Detokenizer: p.base.detok, Done: q.end,
 	}

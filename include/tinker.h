@@ -523,8 +523,10 @@ typedef struct tinker_sampling {
   int64_t stop_token_count;
   int32_t prompt_logprobs;     /* 1: the prompt's own log-probabilities, too */
   int32_t topk_prompt_logprobs; /* the k most probable tokens at each position of the prompt; 0: none */
+  int32_t no_stop_tokens;      /* 1: no token ends a sequence, not even the model's own; stop_token_count is 0 */
+  int32_t reserved;            /* 0 */
 } tinker_sampling;
-#define TINKER_SAMPLING_INIT {sizeof(tinker_sampling), 1, 0, 0, -1, 0, 1.0, 1.0, 0, 0, 0, 0, 0, 0}
+#define TINKER_SAMPLING_INIT {sizeof(tinker_sampling), 1, 0, 0, -1, 0, 1.0, 1.0, 0, 0, 0, 0, 0, 0, 0, 0}
 
 /* Draws continuations of prompt [count]. Result: tinker_future_samples. Cancelling stops at the next token. Errors: BUSY, UNSUPPORTED (stop
  * strings without a tokenizer). since: 0.1 */

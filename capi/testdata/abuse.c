@@ -446,7 +446,11 @@ static void sampling(tinker_session *session) {
   BAD(tinker_sample(sampler, tokens, N, &s, &f));
   s.prompt_logprobs = 0, s.stop_tokens = tokens, s.stop_token_count = -2;
   BAD(tinker_sample(sampler, tokens, N, &s, &f));
-  s.stop_token_count = 0;
+  s.stop_token_count = 1, s.no_stop_tokens = 1;
+  BAD(tinker_sample(sampler, tokens, N, &s, &f));
+  s.stop_token_count = 0, s.no_stop_tokens = 2;
+  BAD(tinker_sample(sampler, tokens, N, &s, &f));
+  s.no_stop_tokens = 0;
   TRUE(!f);
 
   s.max_tokens = 12, s.num_samples = 2;

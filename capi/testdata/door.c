@@ -230,6 +230,7 @@ static void do_sample(void) {
   s.num_samples = (int32_t)integer(), s.max_tokens = integer(), s.has_seed = 1, s.seed = integer();
   s.temperature = f64(), s.top_k = (int32_t)integer(), s.top_p = f64();
   s.prompt_logprobs = (int32_t)integer(), s.topk_prompt_logprobs = (int32_t)integer();
+  s.no_stop_tokens = (int32_t)integer();
   stops = ids(&s.stop_token_count);
   s.stop_tokens = stops;
   prompt = ids(&n);

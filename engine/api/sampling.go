@@ -2,14 +2,21 @@ package api
 
 // SamplingParams are the knobs of one sampling request. The zero value is not the default: see [DefaultSampling].
 type SamplingParams struct {
-	MaxTokens   int      `json:"max_tokens,omitempty"` // 0: up to the context limit
-	Seed        *int64   `json:"seed,omitempty"`       // nil: a random seed
-	Stop        []string `json:"-"`                    // stop when the decoded text contains one of these
-	StopTokens  []int32  `json:"-"`                    // stop on one of these ids
-	Temperature float64  `json:"temperature"`          // 0: argmax
-	TopK        int      `json:"top_k"`                // -1 (or 0): off
-	TopP        float64  `json:"top_p"`                // 1: off
+	MaxTokens int      `json:"max_tokens,omitempty"` // 0: up to the context limit
+	Seed      *int64   `json:"seed,omitempty"`       // nil: a random seed
+	Stop      []string `json:"-"`                    // stop when the decoded text contains one of these
+
+	// StopTokens end a sequence, besides the model's own end-of-sequence tokens. Nil: those alone do. Empty but not nil: no
+	// token does, not even the model's own, and a sequence goes on to MaxTokens or to a Stop.
+	StopTokens []int32 `json:"-"`
+
+	Temperature float64 `json:"temperature"` // 0: argmax
+	TopK        int     `json:"top_k"`       // -1 (or 0): off
+	TopP        float64 `json:"top_p"`       // 1: off
 }
+
+// EndsAtEOS says whether the model's own end-of-sequence tokens end a sequence.
+func (p SamplingParams) EndsAtEOS() bool { return p.StopTokens == nil || len(p.StopTokens) > 0 }
 
 // DefaultSampling samples from the model's own distribution.
 func DefaultSampling() SamplingParams { return SamplingParams{Temperature: 1, TopK: -1, TopP: 1} }

@@ -56,7 +56,10 @@ func (b *Batch) Add(r *Request) {
 		if len(r.Params.Stop) > 0 {
 			d = r.Detokenizer()
 		}
-		ids := slices.Concat(r.Params.StopTokens, r.StopIDs)
+		ids := r.Params.StopTokens
+		if r.Params.EndsAtEOS() {
+			ids = slices.Concat(ids, r.EndIDs)
+		}
 		r.seqs[i] = &sequence{req: r, index: i, stops: newStops(ids, r.Params.Stop, d)}
 	}
 	r.openScores()

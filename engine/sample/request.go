@@ -16,7 +16,7 @@ type Request struct {
 	Seed    int64
 	Samples int           // 0: only the prompt is read
 	Adapter *lora.Weights // nil: the bare base
-	StopIDs []int32       // end a sequence besides Params.StopTokens: the model's end-of-sequence ids
+	EndIDs  []int32       // the model's end-of-sequence ids
 
 	PromptLogProbs     bool
 	TopKPromptLogProbs int // 0: none

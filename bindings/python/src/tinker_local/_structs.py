@@ -139,6 +139,8 @@ class Sampling(ctypes.Structure):
         ("stop_token_count", c_int64),
         ("prompt_logprobs", c_int32),
         ("topk_prompt_logprobs", c_int32),
+        ("no_stop_tokens", c_int32),
+        ("reserved", c_int32),
     ]
 
 

@@ -197,6 +197,7 @@ def _sampling(n: int, p: SamplingParams, logprobs: bool, topk: int) -> tuple[Any
         topk_prompt_logprobs=s.int32("topk_prompt_logprobs", topk),
     )
     stop: list[Any] = [p.stop] if isinstance(p.stop, str) else list(p.stop if p.stop is not None else [])
+    c.no_stop_tokens = p.stop is not None and not stop
     keep: Any = None
     if stop and all(isinstance(x, str) for x in stop):
         keep = (c_char_p * len(stop))(*map(encode, stop))

@@ -22,8 +22,8 @@ _NONE = -99999.0  # the log-probability of an unused place of TopkPromptLogprobs
 class SamplingParams(Record):
     """How tokens are drawn.
 
-    max_tokens: None: up to the model's context. seed: None: a random one. stop: a text, texts, or token ids. temperature: 0 takes the most
-    probable token. top_k: -1: off. top_p: 1: off.
+    max_tokens: None: up to the model's context. seed: None: a random one. stop: a text, texts, or token ids, which end a
+    sequence besides the model's own; []: nothing does, not even those. temperature: 0 takes the most probable token. top_k: -1: off. top_p: 1: off.
     """
 
     max_tokens: int | None = None
