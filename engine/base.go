@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"time"
 
 	"tinkerlocal/engine/api"
 	"tinkerlocal/engine/hf"
@@ -37,16 +38,32 @@ type base struct {
 	kvBytes   int64 // of the pool and of one step
 	stepBytes int64 // of a decode step's own buffers
 	snaps     map[*lora.Snapshot]bool
+	used      time.Time // see touch
 
-	incoming []*request // not yet in batch; guarded by e.mu
+	incoming []*request     // not yet in batch; guarded by e.mu
+	seen     api.BaseStatus // guarded by e.mu
 }
 
 func sortedNames(m map[string]*base) []string { return slices.Sorted(maps.Keys(m)) }
 
+// use counts a run or a sampler more, unuse one less.
+func (b *base) use() {
+	b.refs++
+	b.touch()
+}
+
+func (b *base) unuse() {
+	b.refs--
+	b.touch()
+}
+
+// touch notes that the base is being used.
+func (b *base) touch() { b.used = b.e.opt.Now() }
+
 // acquire finds or loads a base and counts a reference. When memory is short, bases that nobody uses make room.
 func (e *Engine) acquire(name string) (*base, error) {
 	if b, ok := e.bases[name]; ok {
-		b.refs++
+		b.use()
 		return b, nil
 	}
 	b, err := e.load(name)
@@ -56,7 +73,7 @@ func (e *Engine) acquire(name string) (*base, error) {
 	if err != nil {
 		return nil, err
 	}
-	b.refs++
+	b.use()
 	e.mu.Lock()
 	e.bases[name] = b
 	e.mu.Unlock()
@@ -86,10 +103,19 @@ func (e *Engine) load(name string) (*base, error) {
 		}
 	}()
 	begin := e.opt.Now()
-	opt := model.LoadOptions{Store: e.opt.Store}
-	if e.opt.Progress != nil {
-		opt.Progress = func(done, total int64) { e.opt.Progress(name, done, total) }
-	}
+	opt := model.LoadOptions{Store: e.opt.Store, Progress: func(done, total int64) {
+		e.mu.Lock()
+		e.seen.loading = &api.LoadingStatus{Model: name, Done: done, Total: total}
+		e.mu.Unlock()
+		if e.opt.Progress != nil {
+			e.opt.Progress(name, done, total)
+		}
+	}}
+	defer func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.seen.loading = nil
+	}()
 	m, err := model.Load(e.ctx, e.dev, src, opt)
 	if err != nil {
 		if e.ctx.Err() != nil {

@@ -89,6 +89,8 @@ type Engine struct {
 	opened   int // runs ever
 	sampling int // requests that wait or run
 
+	seen seen
+
 	closeErr error // set before exited is closed
 
 	used   int64 // bytes of bases, adapters, snapshots, pools and tapes; the device's goroutine only
@@ -211,7 +213,7 @@ func (e *Engine) NewSessionAs(owner, id string) (*Session, error) {
 
 // newSession adds a session. e.mu is held.
 func (e *Engine) newSession(owner, id string) *Session {
-	s := &Session{e: e, owner: owner, id: id, runs: map[*Run]bool{}, samplers: map[*Sampler]bool{}}
+	s := &Session{e: e, owner: owner, id: id, runs: map[*Run]bool{}, samplers: map[*Sampler]bool{}, opened: e.opt.Now()}
 	s.numbers.used = map[int64]numberedRun{}
 	e.sessions[s] = true
 	return s

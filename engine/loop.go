@@ -34,6 +34,19 @@ type work struct {
 	wake   time.Time // zero: no time is known
 }
 
+// String is what people read about the work in the engine's status.
+func (w work) String() string {
+	switch {
+	case w.job != nil:
+		return w.job.name
+	case w.run != nil:
+		return w.run.current.name + " of " + w.run.id
+	case w.decode:
+		return "sample"
+	}
+	return ""
+}
+
 func (e *Engine) signal() {
 	select {
 	case e.wake <- struct{}{}:
@@ -67,8 +80,17 @@ func (e *Engine) loop() {
 // choose decides what is next. A lost device only runs jobs: they free what is closed.
 func (e *Engine) choose() work {
 	now := e.opt.Now()
+	free, fresh := e.free(now)
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.see(now, free, fresh)
+	w := e.next(now)
+	e.does(w.String(), now)
+	return w
+}
+
+// next is the next piece of work. e.mu is held.
+func (e *Engine) next(now time.Time) work {
 	if e.closed {
 		return work{close: true}
 	}
@@ -199,6 +221,7 @@ func (e *Engine) perform(j *job) {
 // turn runs one step of a run's operation.
 func (e *Engine) turn(r *Run) {
 	en := r.current
+	r.base.touch()
 	st, err := guard(en.name, en.task.step)
 	if err != nil || st == done {
 		e.finish(r, en, err)
@@ -234,6 +257,7 @@ func (e *Engine) decode() {
 		if len(incoming) == 0 && (b.batch == nil || !b.batch.Busy()) {
 			continue
 		}
+		b.touch()
 		returned := false
 		_, err := guard("sample", func() (struct{}, error) {
 			err := b.decode(incoming)

@@ -283,6 +283,14 @@ func (p *pass) finish() (status, error) {
 	return done, err
 }
 
+// bytes is the device memory of the pass's tapes.
+func (p *pass) bytes() (n int64) {
+	for _, h := range p.tapes {
+		n += h.bytes
+	}
+	return n
+}
+
 func (p *pass) dropTapes() {
 	for _, h := range p.tapes {
 		h.release()

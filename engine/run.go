@@ -193,7 +193,7 @@ func (e *Engine) newRun(s *Session, id string, req api.CreateModelRequest, seed 
 	}
 	defer func() {
 		if err != nil {
-			b.refs--
+			b.unuse()
 		}
 	}()
 	n := lora.Params(b.model.Sites, req.Lora)
@@ -241,7 +241,7 @@ func (e *Engine) freeRun(r *Run) {
 	e.endHelds(r, errRunClosed)
 	r.adapter.Free()
 	e.used -= r.bytes
-	r.base.refs--
+	r.base.unuse()
 	e.log.Info("run closed", "run", r.id)
 }
 

@@ -30,12 +30,12 @@ func (e *Engine) newSampler(s *Session, name string, w *Weights) (*Sampler, erro
 		return e.openSampler(s, b, nil)
 	}
 	if err := e.need("an adapter's weights", e.snapshotBytes(b, w.Lora), b); err != nil {
-		b.refs--
+		b.unuse()
 		return nil, err
 	}
 	snap, err := lora.NewSnapshot(e.dev, b.model.Sites, w.Lora, w.Tensors, w.Scale)
 	if err != nil {
-		b.refs--
+		b.unuse()
 		return nil, err
 	}
 	snap.Version = w.Version
@@ -51,7 +51,7 @@ func (e *Engine) snapshot(r *Run) (*Sampler, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.base.refs++
+	r.base.use()
 	return e.openSampler(r.session, r.base, snap)
 }
 
@@ -82,7 +82,7 @@ func (p *Sampler) unuse() {
 		if p.snap != nil {
 			p.e.freeSnapshot(p.base, p.snap)
 		}
-		p.base.refs--
+		p.base.unuse()
 	}})
 }
 

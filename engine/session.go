@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"tinkerlocal/engine/api"
 	"tinkerlocal/engine/lora"
@@ -11,9 +12,10 @@ import (
 
 // Session groups the runs and samplers that one client opens, so that they can be closed together.
 type Session struct {
-	e     *Engine
-	id    string
-	owner string
+	e      *Engine
+	id     string
+	owner  string
+	opened time.Time
 
 	// guarded by e.mu
 	closed   bool

@@ -43,6 +43,20 @@ func NewBatch(base *model.Base, lim Limits) (*Batch, error) {
 // Busy reports whether Step has anything to do.
 func (b *Batch) Busy() bool { return len(b.waiting)+len(b.active) > 0 }
 
+// Load is how full a batch is.
+type Load struct {
+	Waiting   int // sequences without a place, and prompts to be read for several
+	Running   int // sequences with a place
+	Positions int // of the key/value pool
+	Used      int // of those, in whole pages
+}
+
+// Load tells how full the batch is.
+func (b *Batch) Load() Load {
+	all := b.pages * model.PageLen
+	return Load{Waiting: len(b.waiting), Running: len(b.active), Positions: all, Used: all - b.kv.FreePositions()}
+}
+
 // Add queues a request. When the pool could never hold it, Done is called with the reason.
 func (b *Batch) Add(r *Request) {
 	if err := b.limit(r); err != nil {
