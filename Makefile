@@ -32,13 +32,17 @@ BENCH_COUNT  ?= 6
 
 # libtinker is made where a C compiler is; without one the program is all there is.
 CC_FOUND := $(shell command -v $${CC:-gcc} || command -v clang || command -v cc)
+# With a C compiler on Linux the CUDA packages are built and tried, too. They bring the driver's header along: no toolkit is needed.
+CUDA_FOUND := $(and $(CC_FOUND),$(filter Linux,$(shell uname -s)))
+CUDA       := CGO_ENABLED=1 CGO_CFLAGS='-O2 -I$(CURDIR)/kernels/cuda/internal/cudashim/include'
 PREFIX   ?= /usr/local
 DESTDIR  ?=
 
 say = @printf '== %s\n'
 
 .PHONY: help program build library install run test check soak bench gpu-check losses clean \
-        check-format check-vet check-staticcheck check-walls check-build check-cross check-generated check-tidy check-c
+        check-format check-vet check-staticcheck check-walls check-build check-cross check-generated check-tidy check-c check-cuda \
+        build/gpu/cudacheck
 
 help: ## print this list
 	@printf 'tinker-local: LoRA fine-tuning in Go\n\n'
@@ -84,10 +88,16 @@ test: ## run every test that CI runs
 	$(GO) mod download
 	$(say) 'go test ./... (no cgo, so no race detector; make soak has it)'
 	$(GO) test -count=1 -timeout $(TEST_TIMEOUT) ./...
+	$(say) 'the way to the CUDA driver, with a driver that is not real'
+ifeq ($(CUDA_FOUND),)
+	@echo 'skipped: it takes Linux and a C compiler'
+else
+	$(CUDA) $(GO) test -count=1 -tags cuda ./kernels/cuda/...
+endif
 	$(say) 'Python: the wheel and its tests'
 	@PYTHON='$(PYTHON)' bindings/python/test.sh
 
-check: check-format check-tidy check-build check-vet check-walls check-cross check-generated check-staticcheck check-c ## formatting, vet, staticcheck, import walls, cross-builds, generated files
+check: check-format check-tidy check-build check-vet check-walls check-cross check-generated check-staticcheck check-c check-cuda ## formatting, vet, staticcheck, import walls, cross-builds, generated files
 	$(say) 'check passed'
 
 check-format:
@@ -135,6 +145,20 @@ else
 	@CGO_ENABLED=1 $(GO) run $(STATICCHECK) ./capi/...
 	@CGO_ENABLED=1 $(GO) test -count=1 -run 'Drift|Header|ShimWarnings|Guard' ./capi ./capi/handle
 endif
+
+# What only the build tag cuda sees, and the one file for machines with a device: neither needs CUDA to be built or to start.
+check-cuda:
+	$(say) 'CUDA packages'
+ifeq ($(CUDA_FOUND),)
+	@echo 'skipped: it takes Linux and a C compiler'
+else
+	@$(CUDA) $(GO) vet -tags cuda ./kernels/cuda/...
+	@$(CUDA) $(GO) run $(STATICCHECK) -tags cuda ./kernels/cuda/...
+endif
+
+build/gpu/cudacheck:
+	@mkdir -p build/gpu
+	$(CUDA) $(GO) build -tags cuda -trimpath -ldflags '-s -w' -o $@ ./kernels/cuda/internal/cudacheck
 
 check-generated:
 	$(say) 'generated files'

@@ -18,6 +18,7 @@ require (
 	golang.org/x/term v0.44.0 // line editing of chat; width of the terminal
 	golang.org/x/text v0.43.0 // engine/token: canonical decompositions and combining classes for NFC
 	google.golang.org/protobuf v1.36.7 // cmd/tinker-local/server/wire: protobuf messages of the official SDK (encoding/protowire)
+	gorgonia.org/cu v0.9.6 // kernels/cuda: the CUDA driver, in builds with the tag cuda
 )
 
 require (
@@ -27,9 +28,11 @@ require (
 	github.com/go-logr/logr v1.4.3 // indirect
 	github.com/go-logr/stdr v1.2.2 // indirect
 	github.com/google/flatbuffers v25.2.10+incompatible // indirect
+	github.com/google/uuid v1.6.0 // indirect
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
 	github.com/mattn/go-runewidth v0.0.16 // indirect
 	github.com/mitchellh/colorstring v0.0.0-20190213212951-d06e56a500db // indirect
+	github.com/pkg/errors v0.9.1 // indirect
 	github.com/rivo/uniseg v0.4.7 // indirect
 	go.opentelemetry.io/auto/sdk v1.2.1 // indirect
 	go.opentelemetry.io/otel v1.41.0 // indirect

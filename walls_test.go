@@ -45,11 +45,14 @@ var walls = map[string][]string{
 	},
 
 	// devices
-	"kernels/ref":        {"kernels"},
-	"kernels/cpu":        {"kernels"},
-	"kernels/cpu/asm":    {},
-	"kernels/cuda":       {"kernels"},
-	"kernels/kerneltest": {"kernels", "kernels/ref"},
+	"kernels/ref":                     {"kernels"},
+	"kernels/cpu":                     {"kernels"},
+	"kernels/cpu/asm":                 {},
+	"kernels/cuda":                    {"kernels"},
+	"kernels/cuda/internal/cudashim":  {},
+	"kernels/cuda/internal/cudrv":     {"kernels/cuda/internal/cudashim"},
+	"kernels/cuda/internal/cudacheck": {"kernels/cuda/internal/cudrv"},
+	"kernels/kerneltest":              {"kernels", "kernels/ref"},
 
 	// core
 	"engine": {

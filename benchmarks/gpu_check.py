@@ -1,7 +1,8 @@
 """`make gpu-check`: what needs a CUDA device, in one command that ends within its time budget.
 
-It compiles and runs cuda/t1_t8.cu (when nvcc is there) and measures transformers + peft (when torch is there),
-and writes one file into results/. It fails, and says why, where something could not be checked.
+It runs cudacheck (the driver, and our way to it), compiles and runs cuda/t1_t8.cu (when nvcc is there) and measures
+transformers + peft (when torch is there), and writes one file into results/. It fails, and says why, where something could not
+be checked.
 """
 
 import argparse
@@ -30,8 +31,35 @@ PEERS = [
 ]
 
 
+def driver_checks(seconds):
+    """Runs kernels/cuda/internal/cudacheck: built here where Go is, carried here otherwise."""
+    program, report = BUILD / "cudacheck", BUILD / "cudacheck.json"
+    if shutil.which("go") and shutil.which("make"):
+        build = ["make", "-C", str(machine.ROOT), "build/gpu/cudacheck"]
+        built = subprocess.run(build, capture_output=True, text=True, timeout=seconds)
+        if built.returncode != 0:
+            return {"failed": "make build/gpu/cudacheck: " + built.stderr[-2000:]}
+    if not program.exists():
+        return {"skipped": f"{program.relative_to(machine.ROOT)} is not there, and no Go to build it: build it elsewhere and carry it"}
+    BUILD.mkdir(parents=True, exist_ok=True)
+    report.unlink(missing_ok=True)
+    command = [str(program), "-json", str(report), "-seconds", str(min(50, seconds))]
+    for image in sorted(BUILD.glob("*.cubin")):
+        command += ["-image", str(image)]
+    print("== " + " ".join(command), flush=True)
+    ran = subprocess.run(command, timeout=min(50, seconds) + 10)
+    if not report.exists():
+        return {"failed": f"cudacheck ended with {ran.returncode} and wrote no report"}
+    out = json.loads(report.read_text())
+    bad = [check["name"] for check in out["checks"] if not check["passed"]]
+    if ran.returncode != 0:
+        out["failed"] = out.get("stopped") or ", ".join(bad) or f"ended with {ran.returncode}"
+    return out
+
+
 def tensor_core_tests(seconds):
     """Runs t1_t8.cu for the device's own architecture."""
+    end = time.monotonic() + seconds
     nvcc = shutil.which("nvcc")
     if not nvcc:
         return {"skipped": "nvcc is not on the PATH"}
@@ -49,7 +77,7 @@ def tensor_core_tests(seconds):
     if compiled.returncode != 0:
         print(compiled.stderr)
         return {"failed": "nvcc: " + compiled.stderr[-2000:]}
-    ran = subprocess.run([str(program), "--json", str(report)], timeout=seconds)
+    ran = subprocess.run([str(program), "--json", str(report)], timeout=max(1, end - time.monotonic()))
     if not report.exists():
         return {"failed": f"t1_t8 ended with {ran.returncode} and wrote no report"}
     out = json.loads(report.read_text())
@@ -90,10 +118,31 @@ def guarded(work, *args):
         return {"failed": f"{type(err).__name__}: {err}"}
 
 
+def table(parts):
+    """What the parts found, one line for each thing worth one."""
+    for name, part in parts.items():
+        why = next((word for word in ("failed", "skipped", "left_out") if word in part), "ok")
+        yield f"{name:<18} {why:<9} {part.get(why, '')}".rstrip()
+        for check in part.get("checks", []):
+            if not check["passed"]:
+                yield f"    FAIL {check['name']}: {check['text']}"
+        for m in part.get("measures", []):
+            yield f"    {m['name']:<46} {m['median']:>12.3f} {m['unit']:<5} ({m['least']:.3f} to {m['most']:.3f})"
+        verdicts = [test["verdict"] for test in part.get("tests", [])]
+        if verdicts:
+            yield "    " + ", ".join(f"{verdicts.count(v)} {v}" for v in ("PASS", "FAIL", "SKIP"))
+        for test in part.get("tests", []):
+            if test["verdict"] != "PASS":
+                yield f"    {test['verdict']} {test['test']} {test['text']}"
+        for row in part.get("results", []):
+            share = row.get("share_of_gemm", row.get("share_of_limit", 0))
+            yield f"    {row['form']:<46} {row['tokens_per_s']:>12.1f} tokens/s, {100 * share:.1f} % of the ceiling"
+
+
 def main():
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--seconds", type=int, default=540, help="time budget of the whole command")
-    flags.add_argument("--only", action="append", help="parts to run: t1_t8 or a name such as G3-step-0.6b; may be repeated")
+    flags.add_argument("--only", action="append", help="parts to run: driver, t1_t8 or a name such as G3-step-0.6b; may be repeated")
     flags.add_argument("--try", dest="trying", action="store_true",
                        help="try this script out without a GPU: toy shapes on the CPU, nothing into results/")
     args = flags.parse_args()
@@ -101,19 +150,21 @@ def main():
         if not machine.gpus():
             sys.exit("gpu-check: no CUDA device (nvidia-smi is not on the PATH or names none): nothing was checked")
         print("\n".join(machine.gpus()))
-        print("The engine has no CUDA device yet: this checks the chip and measures the peer, not us.", flush=True)
+        print("The engine has no CUDA device yet: this checks the chip and the way to it, and measures the peer, not us.", flush=True)
 
     end = time.monotonic() + args.seconds
     result = {**machine.describe(), "parts": {}}
     parts = result["parts"]
-    unknown = set(args.only or ()) - {"t1_t8", *(row[0] for row in PEERS)}
+    known = ["driver", "t1_t8", *(row[0] for row in PEERS)]
+    unknown = set(args.only or ()) - set(known)
     if unknown:
-        sys.exit(f"--only {sorted(unknown)[0]}: want t1_t8 or one of {', '.join(row[0] for row in PEERS)}")
+        sys.exit(f"--only {sorted(unknown)[0]}: want one of {', '.join(known)}")
 
     def wanted(name):
         return not args.only or name in args.only
 
-
+    if wanted("driver") and not args.trying:
+        parts["driver"] = guarded(driver_checks, min(60, args.seconds))
     if wanted("t1_t8") and not args.trying:
         parts["t1_t8"] = guarded(tensor_core_tests, min(150, args.seconds))
     missing = [m for m in ("torch", "transformers", "peft") if importlib.util.find_spec(m) is None]
@@ -132,13 +183,10 @@ def main():
     if not args.trying:
         path = machine.write("gpu-check", result)
         print(f"\nwritten: {path.relative_to(machine.ROOT)}")
-    unchecked = 0
-    for name, part in parts.items():
-        for why in ("failed", "skipped", "left_out"):
-            if why in part:
-                unchecked += why != "left_out"
-                print(f"{why}: {name}: {part[why]}")
-    sys.exit(1 if unchecked else 0)
+    print()
+    for row in table(parts):
+        print(row)
+    sys.exit(1 if any("failed" in part or "skipped" in part for part in parts.values()) else 0)
 
 
 if __name__ == "__main__":
