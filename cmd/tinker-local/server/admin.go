@@ -1,0 +1,35 @@
+package server
+
+import (
+	"net/http"
+
+	"tinkerlocal/engine/api"
+)
+
+// maxModule bounds an uploaded module; package plugins refuses earlier what it cannot use.
+const maxModule = 64 << 20
+
+// forAdmin refuses callers that are not this program's own command line.
+func forAdmin(c *call) error {
+	if !c.admin {
+		return refuse(http.StatusForbidden, api.BadRequest, "this is for the server's own command line")
+	}
+	return nil
+}
+
+// addPlugin takes a loss module, where that is allowed. It is checked as the command line checks it.
+func (s *Server) addPlugin(c *call) (any, error) {
+	if s.opt.AddPlugin == nil {
+		return nil, refuse(http.StatusForbidden, api.Unsupported, "modules cannot be uploaded to this server: it was started without --allow-plugin-upload")
+	}
+	name := c.PathValue("name")
+	if err := api.CheckName("name", name); err != nil {
+		return nil, err
+	}
+	var out any
+	err := s.withBody(c, maxModule, func(body []byte) (err error) {
+		out, err = s.opt.AddPlugin(c.Context(), name, body)
+		return err
+	})
+	return out, err
+}

@@ -1,0 +1,101 @@
+package server
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"tinkerlocal/cmd/tinker-local/server/wire"
+	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/interchange"
+)
+
+// archiveMAC signs a download: whoever has the link may read this checkpoint until it ends.
+func (s *Server) archiveMAC(p api.Path, expires int64) string {
+	m := hmac.New(sha256.New, s.opt.Secret)
+	m.Write([]byte("archive\x00" + p.String() + "\x00" + strconv.FormatInt(expires, 10)))
+	return hex.EncodeToString(m.Sum(nil))
+}
+
+// archiveLink gives out a link that works without a key: clients fetch it with a plain program.
+func (s *Server) archiveLink(c *call) (any, error) {
+	p, err := pathOf(c)
+	if err != nil {
+		return nil, err
+	}
+	k, err := s.readable(c.Context(), c.owner, p)
+	if err != nil {
+		return nil, err
+	}
+	expires := s.opt.Now().Add(s.lim.ArchiveLife).Truncate(time.Second)
+	link, err := s.base(c)
+	if err != nil {
+		return nil, err
+	}
+	link = link.JoinPath("archive", k.Path.Run, k.Path.Kind, k.Path.Name)
+	link.RawQuery = url.Values{
+		"expires": {strconv.FormatInt(expires.Unix(), 10)}, "signature": {s.archiveMAC(k.Path, expires.Unix())},
+	}.Encode()
+	return wire.ArchiveResponse{URL: link.String(), Expires: expires.UTC()}, nil
+}
+
+// base is where the client reaches this server.
+func (s *Server) base(c *call) (*url.URL, error) {
+	if s.opt.PublicURL != "" {
+		return url.Parse(s.opt.PublicURL)
+	}
+	scheme := "http"
+	if c.TLS != nil {
+		scheme = "https"
+	}
+	u := &url.URL{Scheme: scheme, Host: c.Host}
+	if u.Host == "" || strings.ContainsAny(u.Host, "/\\?#@ ") {
+		return nil, api.Errorf(api.BadRequest, "the Host header %q names no host", c.Host)
+	}
+	return u, nil
+}
+
+// archive sends a checkpoint as a tar file to whoever has a link.
+func (s *Server) archive(c *call) (any, error) {
+	p, err := pathOf(c)
+	if err != nil {
+		return nil, err
+	}
+	expires, err := strconv.ParseInt(c.URL.Query().Get("expires"), 10, 64)
+	if err != nil || !hmac.Equal([]byte(c.URL.Query().Get("signature")), []byte(s.archiveMAC(p, expires))) {
+		return nil, refuse(http.StatusForbidden, api.BadRequest, "the link is not one of this server's")
+	}
+	if s.opt.Now().Unix() > expires {
+		return nil, refuse(http.StatusForbidden, api.BadRequest, "the link has ended: ask for a new one")
+	}
+	st, err := s.store()
+	if err != nil {
+		return nil, err
+	}
+	r, err := st.Open(c.Context(), p)
+	if err != nil {
+		return nil, err
+	}
+	k := r.Checkpoint()
+	o := interchange.ArchiveOptions{Optimizer: k.Optimizer}
+	if run, err := st.Run(c.Context(), p.Run); err == nil && run.Owner == k.Owner {
+		o.Metadata = run.UserMetadata
+	}
+	n, err := interchange.ArchiveBytes(r, o)
+	if err != nil {
+		r.Close()
+		return nil, err
+	}
+	return stream{
+		kind: "application/x-tar", name: strings.NewReplacer(":", "-").Replace(p.Run+"_"+p.Kind+"_"+p.Name) + ".tar", bytes: n,
+		write: func(ctx context.Context, w io.Writer) error { return interchange.WriteArchive(ctx, w, r, o) },
+		close: r.Close,
+	}, nil
+}

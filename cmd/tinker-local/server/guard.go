@@ -1,0 +1,126 @@
+package server
+
+import (
+	"crypto/rand"
+	"crypto/subtle"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	"tinkerlocal/engine"
+	"tinkerlocal/engine/api"
+)
+
+// guarded puts what every request must pass before h: it gets an id for the log, a panic fails it alone, and it must be meant for
+// this server and not come from a web page.
+func (s *Server) guarded(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id := rand.Text()[:12]
+		began := time.Now()
+		seen := &watched{ResponseWriter: w}
+		w.Header().Set("X-Request-Id", id)
+		defer func() {
+			v := recover()
+			if v != nil && v != http.ErrAbortHandler {
+				s.log.Error("defect in the server", "request_id", id, "path", r.URL.Path, "panic", v, "stack", string(debug.Stack()))
+				if seen.status == 0 {
+					s.refuse(seen, r, api.Errorf(api.Internal, "defect in the server; its log has request %s", id))
+				}
+				v = nil
+			}
+			s.log.Debug("request", "request_id", id, "method", r.Method, "path", r.URL.Path, "status", seen.status, "bytes", seen.bytes, "took", time.Since(began), "from", r.RemoteAddr)
+			if v != nil {
+				panic(v)
+			}
+		}()
+		if err := s.allowed(r); err != nil {
+			s.refuse(seen, r, err)
+			return
+		}
+		h.ServeHTTP(seen, r)
+	})
+}
+
+// watched remembers what was answered.
+type watched struct {
+	http.ResponseWriter
+	status int
+	bytes  int64
+}
+
+func (w *watched) WriteHeader(status int) {
+	w.status = status
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *watched) Write(b []byte) (int, error) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	n, err := w.ResponseWriter.Write(b)
+	w.bytes += int64(n)
+	return n, err
+}
+
+// Unwrap is for http.ResponseController.
+func (w *watched) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// allowed refuses requests for other hosts, which a web page can send here by a name of its own that points to this machine, and
+// those of which the browser says that a page sends them.
+func (s *Server) allowed(r *http.Request) error {
+	if s.opt.Hosts != nil {
+		host := r.Host
+		if h, _, err := net.SplitHostPort(host); err == nil {
+			host = h
+		}
+		if !slices.Contains(s.opt.Hosts, strings.ToLower(strings.Trim(host, "[]"))) {
+			return refuse(http.StatusForbidden, api.BadRequest, "the request is for the host %q, wanted one of %s", r.Host, strings.Join(s.opt.Hosts, ", "))
+		}
+	}
+	if origin := r.Header.Get("Origin"); origin != "" {
+		return refuse(http.StatusForbidden, api.BadRequest, "the request comes from a web page (origin %q); they are not served", origin)
+	}
+	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "none" {
+		return refuse(http.StatusForbidden, api.BadRequest, "the request comes from a web page (Sec-Fetch-Site %q); they are not served", site)
+	}
+	return nil
+}
+
+// identify finds out whose the call is. The key is in X-API-Key, where the SDK puts it.
+func (s *Server) identify(c *call) error {
+	key := c.Header.Get("X-API-Key")
+	if key == "" {
+		return refuse(http.StatusUnauthorized, api.BadRequest, "the header X-API-Key is missing: set TINKER_API_KEY to a key of this server")
+	}
+	if a := s.opt.Admin; a != "" && subtle.ConstantTimeCompare([]byte(key), []byte(a)) == 1 {
+		c.owner, c.admin = engine.LocalOwner, true
+		return nil
+	}
+	owner, ok := s.opt.Keys.owner(key)
+	if !ok {
+		return refuse(http.StatusUnauthorized, api.BadRequest, "the key in X-API-Key is not one of this server's")
+	}
+	c.owner = owner
+	return nil
+}
+
+// unknownPath answers what no route matches: 405 if it would with another method.
+func (s *Server) unknownPath(w http.ResponseWriter, r *http.Request, mux *http.ServeMux) {
+	var allow []string
+	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete} {
+		probe := r.Clone(r.Context())
+		probe.Method = method
+		if _, pattern := mux.Handler(probe); pattern != "/" && pattern != "" {
+			allow = append(allow, method)
+		}
+	}
+	if allow != nil {
+		w.Header().Set("Allow", strings.Join(allow, ", "))
+		s.refuse(w, r, refuse(http.StatusMethodNotAllowed, api.BadRequest, "%s %s: wanted %s", r.Method, r.URL.Path, strings.Join(allow, " or ")))
+		return
+	}
+	s.refuse(w, r, api.Errorf(api.NotFound, "there is no %s %s", r.Method, r.URL.Path))
+}

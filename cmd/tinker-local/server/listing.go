@@ -1,0 +1,201 @@
+package server
+
+import (
+	"context"
+	"errors"
+
+	"tinkerlocal/cmd/tinker-local/server/wire"
+	"tinkerlocal/engine/api"
+)
+
+// store is where checkpoints are kept.
+func (s *Server) store() (api.Store, error) {
+	st := s.engine.Checkpoints()
+	if st == nil {
+		return nil, api.Errorf(api.Unsupported, "this server keeps no checkpoints")
+	}
+	return st, nil
+}
+
+// readable finds a checkpoint that who may read. To others it is not there.
+func (s *Server) readable(ctx context.Context, who string, p api.Path) (api.Checkpoint, error) {
+	st, err := s.store()
+	if err != nil {
+		return api.Checkpoint{}, err
+	}
+	k, err := st.Info(ctx, p)
+	if err == nil && !k.ReadableBy(who) {
+		err = noCheckpoint(p)
+	}
+	return k, err
+}
+
+func noCheckpoint(p api.Path) error { return api.Errorf(api.NotFound, "there is no checkpoint %v", p) }
+
+// owned is the store and the path of a checkpoint that the call names and its caller owns.
+func (s *Server) owned(c *call) (api.Store, api.Path, error) {
+	p, err := pathOf(c)
+	if err != nil {
+		return nil, p, err
+	}
+	st, err := s.store()
+	if err != nil {
+		return nil, p, err
+	}
+	k, err := st.Info(c.Context(), p)
+	if err == nil && k.Owner != c.owner {
+		err = noCheckpoint(p)
+	}
+	return st, p, err
+}
+
+// pathOf is the checkpoint that the call's path names. It is checked: nothing of it reaches the file system as it came.
+func pathOf(c *call) (api.Path, error) {
+	p := api.Path{Run: c.PathValue("run"), Kind: c.PathValue("kind"), Name: c.PathValue("name")}
+	if p.Kind == "" {
+		return p, api.Errorf(api.BadRequest, "the kind of the checkpoint is empty")
+	}
+	return p, p.Check()
+}
+
+func (s *Server) weightsInfo(c *call) (any, error) {
+	var r wire.WeightsInfoRequest
+	if err := s.read(c, &r); err != nil {
+		return nil, err
+	}
+	k, err := s.readable(c.Context(), c.owner, r.Path)
+	if err != nil {
+		return nil, err
+	}
+	return wire.WeightsInfoOf(k), nil
+}
+
+// listRuns lists the caller's runs; with access_scope=accessible there is nothing more to see: what others publish are
+// checkpoints, not runs.
+func (s *Server) listRuns(c *call) (any, error) {
+	q, err := wire.DecodeListQuery(c.URL.Query())
+	if err != nil {
+		return nil, err
+	}
+	st, err := s.store()
+	if err != nil {
+		return nil, err
+	}
+	page, err := st.Runs(c.Context(), api.RunQuery{Owner: c.owner, Page: q.Page})
+	if err != nil {
+		return nil, err
+	}
+	return wire.TrainingRunsOf(page, q.Page), nil
+}
+
+// runInfo describes a run: the caller's, or what may be seen of one with a public checkpoint.
+func (s *Server) runInfo(c *call) (any, error) {
+	id := c.PathValue("run")
+	if err := api.CheckName("run id", id); err != nil {
+		return nil, err
+	}
+	st, err := s.store()
+	if err != nil {
+		return nil, err
+	}
+	r, err := st.Run(c.Context(), id)
+	if err != nil {
+		return nil, err
+	}
+	if r.Owner != c.owner {
+		page, err := st.List(c.Context(), api.CheckpointQuery{Run: id, Reader: c.owner, Page: api.Page{Limit: 1}})
+		if err != nil {
+			return nil, err
+		}
+		if len(page.Checkpoints) == 0 {
+			return nil, api.Errorf(api.NotFound, "there is no run %s", id)
+		}
+		r = r.Shared()
+	}
+	return wire.TrainingRunOf(r), nil
+}
+
+// runCheckpoints lists all checkpoints of a run that the caller may read.
+func (s *Server) runCheckpoints(c *call) (any, error) {
+	id := c.PathValue("run")
+	if err := api.CheckName("run id", id); err != nil {
+		return nil, err
+	}
+	st, err := s.store()
+	if err != nil {
+		return nil, err
+	}
+	page, err := st.List(c.Context(), api.CheckpointQuery{Run: id, Reader: c.owner})
+	if err != nil {
+		return nil, err
+	}
+	if len(page.Checkpoints) == 0 {
+		r, err := st.Run(c.Context(), id)
+		if err != nil {
+			return nil, err
+		}
+		if r.Owner != c.owner {
+			return nil, api.Errorf(api.NotFound, "there is no run %s", id)
+		}
+	}
+	return wire.CheckpointsOf(page, nil), nil
+}
+
+// listCheckpoints lists the caller's checkpoints, the newest first.
+func (s *Server) listCheckpoints(c *call) (any, error) {
+	q, err := wire.DecodeListQuery(c.URL.Query())
+	if err != nil {
+		return nil, err
+	}
+	st, err := s.store()
+	if err != nil {
+		return nil, err
+	}
+	page, err := st.List(c.Context(), api.CheckpointQuery{Owner: c.owner, Page: q.Page})
+	if err != nil {
+		return nil, err
+	}
+	return wire.CheckpointsOf(page, &q.Page), nil
+}
+
+// deleteCheckpoint deletes one. To delete again what is gone is no error to a client that has lost the first answer, but it
+// may as well be a wrong name: it is told.
+func (s *Server) deleteCheckpoint(c *call) (any, error) {
+	st, p, err := s.owned(c)
+	if err != nil {
+		return nil, err
+	}
+	return nil, st.Delete(c.Context(), p)
+}
+
+func (s *Server) publish(c *call) (any, error) {
+	st, p, err := s.owned(c)
+	if err != nil {
+		return nil, err
+	}
+	return nil, st.Publish(c.Context(), p)
+}
+
+func (s *Server) unpublish(c *call) (any, error) {
+	st, p, err := s.owned(c)
+	if err != nil {
+		return nil, err
+	}
+	return nil, st.Unpublish(c.Context(), p)
+}
+
+func (s *Server) setTTL(c *call) (any, error) {
+	var r wire.TTLRequest
+	if err := s.read(c, &r); err != nil {
+		return nil, err
+	}
+	st, p, err := s.owned(c)
+	if err != nil {
+		return nil, err
+	}
+	if r.Seconds == nil {
+		return nil, st.ClearTTL(c.Context(), p)
+	}
+	return nil, st.SetTTL(c.Context(), p, r.TTL())
+}
+

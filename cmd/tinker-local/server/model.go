@@ -1,0 +1,117 @@
+package server
+
+import (
+	"fmt"
+
+	"tinkerlocal/cmd/tinker-local/server/wire"
+	"tinkerlocal/engine"
+	"tinkerlocal/engine/api"
+)
+
+// run is a training run of a session.
+type run struct {
+	id      string
+	session *session
+	made    *engine.Future[*engine.Run]
+	base    string
+	rank    int
+}
+
+func (s *Server) createModel(c *call) (any, error) {
+	var r wire.CreateModelRequest
+	if err := s.read(c, &r); err != nil {
+		return nil, err
+	}
+	sess, err := s.session(c, r.SessionID)
+	if err != nil {
+		return nil, err
+	}
+	id := fmt.Sprintf("%s:train:%d", sess.id, r.ModelSeqID)
+	return s.submit(id+":create", c.owner, func() (*op, error) {
+		f, err := sess.engine.NewRunAt(r.ModelSeqID, r.API())
+		if err != nil {
+			return nil, err
+		}
+		made := &run{id: id, session: sess, made: f, base: r.BaseModel, rank: r.API().Lora.Rank}
+		s.mu.Lock()
+		if s.sessions[sess.id] == sess {
+			sess.runs[id], s.runs[id] = made, made
+		}
+		s.mu.Unlock()
+		return newOp(id+":create", c.owner, f, asJSON(func(r *engine.Run) any { return wire.ModelCreated(r.ID()) })), nil
+	})
+}
+
+// run finds a run of the caller's that is ready.
+func (s *Server) run(c *call, id string) (*run, *engine.Run, error) {
+	s.mu.Lock()
+	r, ok := s.runs[id]
+	if ok {
+		r.session.seen = s.opt.Now()
+	}
+	s.mu.Unlock()
+	if !ok || r.session.owner != c.owner {
+		return nil, nil, s.noRun(c, id)
+	}
+	if r.made.State() != engine.Ended {
+		return nil, nil, api.Errorf(api.BadRequest, "model %s is still being made: wait for the result of create_model", id)
+	}
+	made, err := r.made.Wait(c.Context())
+	return r, made, err
+}
+
+// noRun says that a run is not open, and how to go on with one that was.
+func (s *Server) noRun(c *call, id string) error {
+	if st := s.engine.Checkpoints(); st != nil && api.CheckName("model id", id) == nil {
+		if rec, err := st.Run(c.Context(), id); err == nil && rec.Owner == c.owner {
+			last := "it has saved nothing that is still there"
+			if rec.LastCheckpoint != nil {
+				last = "go on from its last state with create_training_client_from_state_with_optimizer(\"" + rec.LastCheckpoint.Path.String() + "\")"
+			}
+			return api.Errorf(api.NotFound, "model %s is not open any more: it was unloaded, its client was silent, or the server was started anew; %s", id, last)
+		}
+	}
+	return api.Errorf(api.NotFound, "there is no model %q", clipped(id))
+}
+
+func (s *Server) getInfo(c *call) (any, error) {
+	var r wire.GetInfoRequest
+	if err := s.read(c, &r); err != nil {
+		return nil, err
+	}
+	model, _, err := s.run(c, r.ModelID)
+	if err != nil {
+		return nil, err
+	}
+	facts, err := s.opt.Describe(model.base)
+	if err != nil {
+		s.log.Warn("model facts", "model", model.base, "err", err) // the run has its weights: the folder may have gone
+	}
+	return wire.GetInfoResponse{
+		ModelID: model.id, IsLora: true, LoraRank: model.rank, ModelName: model.base,
+		ModelData: wire.ModelData{Arch: facts.Arch, ModelName: model.base, TokenizerID: facts.Tokenizer},
+	}, nil
+}
+
+// unloadModel closes a run. What waits in it fails; what it has saved stays.
+func (s *Server) unloadModel(c *call) (any, error) {
+	var r wire.UnloadModelRequest
+	if err := s.read(c, &r); err != nil {
+		return nil, err
+	}
+	id := r.ModelID + ":unload"
+	return s.submit(id, c.owner, func() (*op, error) {
+		model, open, err := s.run(c, r.ModelID)
+		if err != nil {
+			return nil, err
+		}
+		open.Close()
+		s.mu.Lock()
+		delete(s.runs, model.id)
+		delete(model.session.runs, model.id)
+		s.mu.Unlock()
+		return &op{id: id, owner: c.owner, work: ended{}, reply: wire.Future{RequestID: id}, result: func(bool) (reply, error) {
+			return jsonReply(200, wire.UnloadModelResponse{ModelID: model.id})
+		}}, nil
+	})
+}

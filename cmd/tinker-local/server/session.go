@@ -1,0 +1,182 @@
+package server
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"tinkerlocal/cmd/tinker-local/server/wire"
+	"tinkerlocal/engine"
+	"tinkerlocal/engine/api"
+)
+
+// session is what one client has open.
+type session struct {
+	id, owner string
+	engine    *engine.Session
+
+	placing sync.Mutex // held while a sampling session or a sample is looked up and, if it is new, made
+
+	// guarded by Server.mu
+	seen     time.Time // last heard of
+	metadata map[string]string
+	name     string
+	project  string
+	runs     map[string]*run
+	samplers map[string]*sampler
+}
+
+// sessionMAC ties a session's id to its owner, so that a server that was started anew can tell whose it was.
+func (s *Server) sessionMAC(random, owner string) string {
+	m := hmac.New(sha256.New, s.opt.Secret)
+	m.Write([]byte("session\x00" + random + "\x00" + owner))
+	return hex.EncodeToString(m.Sum(nil)[:8])
+}
+
+func (s *Server) createSession(c *call) (any, error) {
+	var r wire.CreateSessionRequest
+	if err := s.read(c, &r); err != nil {
+		return nil, err
+	}
+	var b [8]byte
+	rand.Read(b[:]) // never fails
+	random := hex.EncodeToString(b[:])
+	sess, err := s.openSession(c.owner, random+"-"+s.sessionMAC(random, c.owner))
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	sess.metadata, sess.name, sess.project = r.Metadata(), r.DisplayName, r.ProjectID
+	s.mu.Unlock()
+	s.log.Info("session opened", "session", sess.id, "owner", c.owner, "sdk", r.SDKVersion)
+	return wire.CreateSessionResponse{SessionID: sess.id}, nil
+}
+
+func (s *Server) openSession(owner, id string) (*session, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped {
+		return nil, errStopping
+	}
+	if sess, ok := s.sessions[id]; ok { // another request was quicker
+		return sess, nil
+	}
+	if len(s.sessions) >= s.lim.Sessions {
+		return nil, api.Errorf(api.Busy, "%d sessions are open, the limit is %d", len(s.sessions), s.lim.Sessions)
+	}
+	e, err := s.engine.NewSessionAs(owner, id)
+	if err != nil {
+		return nil, err
+	}
+	sess := &session{id: id, owner: owner, engine: e, seen: s.opt.Now(), runs: map[string]*run{}, samplers: map[string]*sampler{}}
+	s.sessions[id] = sess
+	return sess, nil
+}
+
+// session finds a session of the caller's. One that an earlier server opened for the same owner, or that was closed because its
+// client was silent, is opened again: it is empty, but its client can go on.
+func (s *Server) session(c *call, id string) (*session, error) {
+	s.mu.Lock()
+	sess, ok := s.sessions[id]
+	if ok && sess.owner == c.owner {
+		sess.seen = s.opt.Now()
+		s.mu.Unlock()
+		return sess, nil
+	}
+	s.mu.Unlock()
+	random, mac, _ := strings.Cut(id, "-")
+	if ok || !hmac.Equal([]byte(mac), []byte(s.sessionMAC(random, c.owner))) {
+		return nil, api.Errorf(api.NotFound, "there is no session %q", clipped(id))
+	}
+	s.log.Info("session opened again", "session", id, "owner", c.owner)
+	return s.openSession(c.owner, id)
+}
+
+// drop closes a session and forgets what it had open. s.mu is held.
+func (s *Server) drop(sess *session) {
+	delete(s.sessions, sess.id)
+	for id := range sess.runs {
+		delete(s.runs, id)
+	}
+	for id := range sess.samplers {
+		delete(s.samplers, id)
+	}
+	sess.engine.Close()
+}
+
+func (s *Server) heartbeat(c *call) (any, error) {
+	var r wire.HeartbeatRequest
+	if err := s.read(c, &r); err != nil {
+		return nil, err
+	}
+	if _, err := s.session(c, r.SessionID); err != nil {
+		return nil, err
+	}
+	return wire.Heartbeat(), nil
+}
+
+// listSessions lists the open sessions of the caller.
+func (s *Server) listSessions(c *call) (any, error) {
+	q, err := wire.DecodeListQuery(c.URL.Query())
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	ids := []string{}
+	for id, sess := range s.sessions {
+		if sess.owner == c.owner {
+			ids = append(ids, id)
+		}
+	}
+	s.mu.Unlock()
+	slices.Sort(ids)
+	lo, hi, err := q.Page.Window(0, len(ids))
+	if err != nil {
+		return nil, err
+	}
+	return wire.SessionsResponse{Sessions: ids[lo:hi]}, nil
+}
+
+func (s *Server) sessionInfo(c *call) (any, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sess, ok := s.sessions[c.PathValue("session")]
+	if !ok || sess.owner != c.owner {
+		return nil, api.Errorf(api.NotFound, "there is no session %q", clipped(c.PathValue("session")))
+	}
+	return wire.SessionResponse{
+		TrainingRunIDs: append([]string{}, slices.Sorted(maps.Keys(sess.runs))...),
+		SamplerIDs:     append([]string{}, slices.Sorted(maps.Keys(sess.samplers))...),
+		UserMetadata:   sess.metadata, DisplayName: sess.name,
+	}, nil
+}
+
+// assignProject notes a session's project. Nothing depends on it.
+func (s *Server) assignProject(c *call) (any, error) {
+	var r wire.ProjectRequest
+	if err := s.read(c, &r); err != nil {
+		return nil, err
+	}
+	sess, err := s.session(c, c.PathValue("session"))
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	sess.project = r.ProjectID
+	s.mu.Unlock()
+	return nil, nil
+}
+
+// exportTrace says that there are no traces.
+func (s *Server) exportTrace(c *call) (any, error) {
+	if _, err := s.session(c, c.PathValue("session")); err != nil {
+		return nil, err
+	}
+	return wire.TraceResponse{Status: "failed", Error: "this server records no traces"}, nil
+}
