@@ -15,10 +15,15 @@ require (
 	github.com/tetratelabs/wazero v1.12.0 // plugins: runs custom losses in a sandbox, pure Go
 	golang.org/x/image v0.47.0 // loss curve as PNG: letters and smooth lines
 	golang.org/x/sys v0.49.0 // mapping weight files; CPU features; locks, free space of disks
-	golang.org/x/term v0.44.0 // line editing of chat; width of the terminal
+	golang.org/x/term v0.47.0 // line editing of chat; width of the terminal
 	golang.org/x/text v0.43.0 // engine/token: canonical decompositions and combining classes for NFC
 	google.golang.org/protobuf v1.36.7 // cmd/tinker-local/server/wire: protobuf messages of the official SDK (encoding/protowire)
 	gorgonia.org/cu v0.9.6 // kernels/cuda: the CUDA driver, in builds with the tag cuda
+)
+
+require (
+	golang.org/x/net v0.62.0
+	golang.org/x/sync v0.25.0
 )
 
 require (
@@ -39,6 +44,5 @@ require (
 	go.opentelemetry.io/otel/metric v1.41.0 // indirect
 	go.opentelemetry.io/otel/trace v1.41.0 // indirect
 	golang.org/x/mod v0.41.0 // indirect
-	golang.org/x/sync v0.24.0 // indirect
 	golang.org/x/tools v0.51.0 // indirect
 )

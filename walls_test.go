@@ -86,9 +86,10 @@ var walls = map[string][]string{
 		"engine/local", "engine/sft", "engine/sft/data", "engine/sft/record", "engine", "engine/loss", "engine/api",
 		"cmd/tinker-local/server", "cmd/tinker-local/hub",
 		"engine/token", "engine/chat", // prompts are text: a door tokenizes
+		"engine/disk", // where the server is, in the state directory
 	},
 	"cmd/tinker-local/hub":         {"engine/api", "engine/disk"}, // downloads: the engine itself never opens a socket
-	"cmd/tinker-local/server":      {"engine", "engine/api", "cmd/tinker-local/server/wire"},
+	"cmd/tinker-local/server":      {"engine", "engine/interchange", "engine/api", "cmd/tinker-local/server/wire"},
 	"cmd/tinker-local/server/wire": {"engine/api"},
 	"capi":                         {"capi/handle", "engine/local", "engine", "engine/chat", "engine/api"},
 	"capi/handle":                  {},

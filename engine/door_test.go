@@ -47,6 +47,18 @@ func TestRefusePlace(t *testing.T) {
 	}
 }
 
+// TestPlaceZero: number 0 is none: such operations come behind all others and never answer for one another.
+func TestPlaceZero(t *testing.T) {
+	r := newRun(t, open(t, nil).NewSession(), "small", 1)
+	a, err := r.At(0).OptimStep(adam(0.01))
+	b, err2 := r.At(0).OptimStep(adam(0.01))
+	wait(t, a, err)
+	wait(t, b, err2)
+	if a == b || r.Info().Step != 2 {
+		t.Errorf("one future is the other's: %t; step %d, want 2", a == b, r.Info().Step)
+	}
+}
+
 // TestLoadStateAs: a run loads what another owner lent it, and nothing else of theirs.
 func TestLoadStateAs(t *testing.T) {
 	e, _ := stored(t, nil)

@@ -291,7 +291,7 @@ func (r *Run) Load(w Weights) (*Future[struct{}], error) { return r.place().Load
 // At gives the run's operations at a sequence number, for callers that number their requests from 1 on and may send
 // them in any order. A number that is used already answers with the operation that has it; what the
 // repeat asks for is not compared. A rejected request uses its number up. A missing number holds up those behind it for
-// Limits.GapWait, and comes too late after that.
-func (r *Run) At(seq int64) Place { return Place{run: r, seq: seq, numbered: true} }
+// Limits.GapWait, and comes too late after that. At 0, an operation is placed behind all others, as the run's own methods do.
+func (r *Run) At(seq int64) Place { return Place{run: r, seq: seq, numbered: seq != 0} }
 
 func (r *Run) place() Place { return Place{run: r} }

@@ -19,6 +19,7 @@ var commands = []func(*app) *cobra.Command{
 	trainCommand,
 	sampleCommand,
 	chatCommand,
+	serveCommand,
 	modelCommand,
 	checkpointCommand,
 	runCommand,

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"errors"
 
 	"tinkerlocal/cmd/tinker-local/server/wire"
 	"tinkerlocal/engine/api"
@@ -198,4 +197,3 @@ func (s *Server) setTTL(c *call) (any, error) {
 	}
 	return nil, st.SetTTL(c.Context(), p, r.TTL())
 }
-

@@ -28,7 +28,7 @@ func (s *Server) createModel(c *call) (any, error) {
 	}
 	id := fmt.Sprintf("%s:train:%d", sess.id, r.ModelSeqID)
 	return s.submit(id+":create", c.owner, func() (*op, error) {
-		f, err := sess.engine.NewRunAt(r.ModelSeqID, r.API())
+		f, err := sess.engine.At(r.ModelSeqID).NewRun(r.API())
 		if err != nil {
 			return nil, err
 		}

@@ -21,6 +21,7 @@ type op struct {
 
 	// guarded by Server.mu
 	polled    time.Time // last asked for; at first, when it was submitted
+	asked     bool      // a client has asked for it
 	fetched   time.Time // first answered; zero: not yet
 	announced bool      // its size was told
 }

@@ -56,7 +56,7 @@ func (s *Server) retrieveFuture(c *call) (any, error) {
 // touch notes that a client waits for the op.
 func (s *Server) touch(o *op) {
 	s.mu.Lock()
-	o.polled = s.opt.Now()
+	o.polled, o.asked = s.opt.Now(), true
 	s.mu.Unlock()
 }
 

@@ -60,7 +60,6 @@ var table = []route{
 	{"GET /api/v1/audit", (*Server).audit, false},
 	{"GET /api/v1/billing/usage/events", (*Server).billing, false},
 
-	{"GET /local/v1/status", (*Server).status, false},
 	{"PUT /local/v1/plugins/{name}", (*Server).addPlugin, false},
 }
 

@@ -101,7 +101,8 @@ func (s *Server) Ready() { s.ready.Store(true) }
 // ServeHTTP answers a request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }
 
-// Drain takes no more work and waits until what was taken has ended, or ctx has. Results can still be fetched, and saves become durable.
+// Drain takes no more work and waits until what was taken has ended, or ctx has. Clients that wait for results can still fetch them, and
+// are given a moment to.
 func (s *Server) Drain(ctx context.Context) error {
 	s.mu.Lock()
 	s.stopped = true
@@ -117,7 +118,30 @@ func (s *Server) Drain(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 	}
+	ctx, cancel := context.WithTimeout(ctx, fetchTime)
+	defer cancel()
+	for s.expected() && ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-time.After(fetchTime / 100):
+		}
+	}
 	return nil
+}
+
+// fetchTime is the moment that clients have for their results when the server is stopped.
+const fetchTime = 3 * time.Second
+
+// expected says whether there are results that a client has asked for lately and not got.
+func (s *Server) expected() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range s.ops {
+		if o.asked && o.fetched.IsZero() && s.opt.Now().Sub(o.polled) < s.lim.SamplePatience {
+			return true
+		}
+	}
+	return false
 }
 
 // Close ends waiting polls and closes all sessions. It does not wait for the engine. It is called once.

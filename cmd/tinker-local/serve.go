@@ -1,0 +1,287 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/net/netutil"
+
+	"tinkerlocal/cmd/tinker-local/server"
+	"tinkerlocal/engine"
+	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/local"
+)
+
+// serveFlags are the settings of serve.
+type serveFlags struct {
+	listen, keyFile, publicURL string
+	tlsCert, tlsKey            string
+	models                     []string
+	sessionIdle, drain         time.Duration
+	uploads                    bool
+	logLevel, logFormat        string
+}
+
+// Bounds of one connection. Bodies and polls have their own: see server.Limits.
+const (
+	maxConnections = 4096
+	maxHeaderBytes = 64 << 10
+	headerTime     = 10 * time.Second
+	idleTime       = 2 * time.Minute
+	answerTime     = 5 * time.Second // for the last answers of a server that is stopped
+)
+
+func serveCommand(a *app) *cobra.Command {
+	var f serveFlags
+	c := &cobra.Command{
+		Use:   "serve",
+		Short: "Serve the official Tinker SDK and CLI on this machine",
+		Long: "serve answers the official Tinker SDK and CLI: set TINKER_BASE_URL to its address and TINKER_API_KEY to a key, and scripts run\n" +
+			"unchanged. It stays in the foreground; SIGINT or SIGTERM ends it in good order. Base models are loaded when they are first used and\n" +
+			"make room when others need it.\n\n" +
+			"It listens on this machine alone unless --listen says otherwise; then a key file is needed. A key file has lines of an owner and a\n" +
+			"key, which begins with tml- ; what is private to one owner stays so. Without one, every key that begins with tml- is taken.",
+		Example: "  tinker-local serve\n" +
+			"  tinker-local serve --listen 127.0.0.1:8000 --models ~/models --model Qwen/Qwen3-8B\n" +
+			"  tinker-local serve --listen 0.0.0.0:8443 --key-file keys --tls-cert cert.pem --tls-key key.pem",
+		RunE: func(c *cobra.Command, _ []string) error { return a.serve(c.Context(), f) },
+	}
+	fl := c.Flags()
+	fl.StringVar(&f.listen, "listen", "127.0.0.1:8000", "address and port; port 0 takes a free one")
+	fl.StringVar(&f.keyFile, "key-file", "", "file with lines of an owner and a key")
+	fl.StringArrayVar(&f.models, "model", nil, "load this base model before the server is ready, and keep it; may be repeated")
+	fl.StringVar(&f.publicURL, "public-url", "", "where clients reach the server, for download links; as their requests say when not given")
+	fl.StringVar(&f.tlsCert, "tls-cert", "", "certificate (PEM); with --tls-key, HTTPS is served")
+	fl.StringVar(&f.tlsKey, "tls-key", "", "private key of the certificate (PEM)")
+	fl.DurationVar(&f.sessionIdle, "session-idle", time.Hour, "close a session with its runs when its client has been silent for so long")
+	fl.DurationVar(&f.drain, "drain", 30*time.Second, "how long work under way may go on when the server is stopped")
+	fl.BoolVar(&f.uploads, "allow-plugin-upload", false, "let clients add loss modules: PUT /local/v1/plugins/NAME")
+	f.logLevel, f.logFormat = "info", "text"
+	fl.Var(choiceFlag{&f.logLevel, []string{"debug", "info", "warn", "error"}}, "log-level", "what is logged on standard error: debug (every request), info, warn or error")
+	fl.Var(choiceFlag{&f.logFormat, []string{"text", "json"}}, "log-format", "text or json")
+	return c
+}
+
+func (a *app) serve(ctx context.Context, f serveFlags) (err error) {
+	keys, err := f.keys()
+	if err != nil {
+		return err
+	}
+	certificate, err := f.certificate()
+	if err != nil {
+		return err
+	}
+	log := f.log(a)
+	o := a.opt
+	o.State, o.Log = a.state, log
+	e, err := local.Open(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, e.Close()) }() // last: what was saved is durable, what was promised is written
+	listener, err := net.Listen("tcp", f.listen)
+	if err != nil {
+		return api.Errorf(api.BadRequest, "--listen %s: %w", f.listen, err)
+	}
+	defer listener.Close()
+	if certificate != nil {
+		listener = tls.NewListener(netutil.LimitListener(listener, maxConnections), certificate)
+	} else {
+		listener = netutil.LimitListener(listener, maxConnections)
+	}
+	here, err := a.announce(listener.Addr(), certificate != nil)
+	if err != nil {
+		return err
+	}
+	defer here.remove()
+	s := server.New(server.Options{
+		Engine: e, Describe: a.describer(), Keys: keys, Admin: here.Key, Secret: here.secret, Hosts: f.hosts(listener.Addr()), PublicURL: f.publicURL,
+		AddPlugin: f.uploader(a, log), Limits: server.Limits{SessionIdle: f.sessionIdle}, Log: log,
+	})
+	web := &http.Server{
+		Handler: s, ReadHeaderTimeout: headerTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeaderBytes,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	served := make(chan error, 1)
+	go func() { served <- web.Serve(listener) }()
+	if err := preload(ctx, e, f.models); err != nil {
+		s.Close()
+		return errors.Join(err, web.Close())
+	}
+	s.Ready()
+	a.sayReady(here.URL, keys == nil)
+	select {
+	case err = <-served:
+	case <-ctx.Done():
+		// The default action again, so that a second signal ends the program at once.
+		signal.Reset(os.Interrupt, syscall.SIGTERM)
+		log.Info("stopping", "work_under_way_may_take", f.drain)
+		wait, cancel := context.WithTimeout(context.Background(), f.drain)
+		defer cancel()
+		if s.Drain(wait) != nil {
+			log.Warn("work under way is dropped: it took too long", "limit", f.drain)
+		}
+	}
+	s.Close()
+	last, cancel := context.WithTimeout(context.Background(), answerTime)
+	defer cancel()
+	return errors.Join(err, web.Shutdown(last), web.Close())
+}
+
+// preload loads base models and keeps them.
+func preload(ctx context.Context, e *engine.Engine, names []string) error {
+	session := e.NewSession()
+	for _, name := range names {
+		f, err := session.NewSampler(name)
+		if err == nil {
+			_, err = f.Wait(ctx)
+		}
+		if err != nil {
+			return fmt.Errorf("--model %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func (a *app) sayReady(url string, anyKey bool) {
+	fmt.Fprintf(a.err, "tinker-local: ready on %s\n", url)
+	key := "a key of the key file"
+	if anyKey {
+		key = "tml-local"
+	}
+	fmt.Fprintf(a.err, "For the official SDK and CLI: export TINKER_BASE_URL=%s TINKER_API_KEY=%s\n", url, key)
+}
+
+// keys reads the key file. Without one only this machine is served.
+func (f serveFlags) keys() (*server.Keys, error) {
+	if f.keyFile == "" {
+		if !loopback(f.listen) {
+			return nil, api.Errorf(api.BadRequest, "--listen %s can be reached from other machines: a --key-file is needed", f.listen)
+		}
+		return nil, nil
+	}
+	file, err := os.Open(f.keyFile)
+	if err != nil {
+		return nil, api.Errorf(api.BadRequest, "--key-file: %w", err)
+	}
+	defer file.Close()
+	if st, err := file.Stat(); err == nil && runtime.GOOS != "windows" && st.Mode().Perm()&0o077 != 0 {
+		return nil, api.Errorf(api.BadRequest, "--key-file %s can be read by others (mode %04o), wanted 0600", f.keyFile, st.Mode().Perm())
+	}
+	keys, err := server.ReadKeys(file)
+	if err != nil {
+		return nil, fmt.Errorf("--key-file %s: %w", f.keyFile, err)
+	}
+	return keys, nil
+}
+
+// loopback says whether an address is this machine's alone.
+func loopback(listen string) bool {
+	host, _, err := net.SplitHostPort(listen)
+	if err != nil {
+		return false
+	}
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// hosts are the names under which a server on this machine alone is asked; nil: every name will do.
+func (f serveFlags) hosts(at net.Addr) []string {
+	if !loopback(f.listen) {
+		return nil
+	}
+	host, _, _ := net.SplitHostPort(at.String())
+	return []string{"localhost", "127.0.0.1", "::1", host}
+}
+
+func (f serveFlags) certificate() (*tls.Config, error) {
+	if f.tlsCert == "" && f.tlsKey == "" {
+		return nil, nil
+	}
+	if f.tlsCert == "" || f.tlsKey == "" {
+		return nil, api.Errorf(api.BadRequest, "--tls-cert and --tls-key belong together")
+	}
+	pair, err := tls.LoadX509KeyPair(f.tlsCert, f.tlsKey)
+	if err != nil {
+		return nil, api.Errorf(api.BadRequest, "--tls-cert %s, --tls-key %s: %w", f.tlsCert, f.tlsKey, err)
+	}
+	return &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}, nil
+}
+
+func (f serveFlags) log(a *app) *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(f.logLevel)) // one of the choices
+	o := &slog.HandlerOptions{Level: level}
+	if f.logFormat == "json" {
+		return slog.New(slog.NewJSONHandler(a.err, o))
+	}
+	return slog.New(slog.NewTextHandler(a.err, o))
+}
+
+// uploader checks and keeps modules that clients send, where that is allowed.
+func (f serveFlags) uploader(a *app, log *slog.Logger) func(context.Context, string, []byte) (any, error) {
+	if !f.uploads {
+		return nil
+	}
+	return func(ctx context.Context, name string, module []byte) (_ any, err error) {
+		file, err := os.CreateTemp("", "tinker-local-*.wasm")
+		if err != nil {
+			return nil, err
+		}
+		defer os.Remove(file.Name())
+		_, err = file.Write(module)
+		if err = errors.Join(err, file.Close()); err != nil {
+			return nil, err
+		}
+		p, err := local.OpenPlugins(ctx, a.state, true, log)
+		if err != nil {
+			return nil, err
+		}
+		defer func() { err = errors.Join(err, p.Close()) }()
+		return p.AddFile(ctx, file.Name(), name)
+	}
+}
+
+// describer tells what clients want to know of base models. The embedded one's tokenizer is unpacked for them.
+func (a *app) describer() func(string) (server.ModelFacts, error) {
+	models := a.models()
+	return func(name string) (server.ModelFacts, error) {
+		i, err := models.Describe(name)
+		if err == nil && i.Problem != "" {
+			err = api.Errorf(api.Unsupported, "model %s: %s", name, i.Problem)
+		}
+		if err != nil {
+			return server.ModelFacts{}, err
+		}
+		dir, err := models.TokenizerDir(name, a.state)
+		return server.ModelFacts{Arch: i.Family, Context: i.Context, Tokenizer: dir}, err
+	}
+}
+
+// url is how a client on this machine names an address.
+func url(at net.Addr, encrypted bool) string {
+	scheme := "http"
+	if encrypted {
+		scheme = "https"
+	}
+	host, port, _ := net.SplitHostPort(at.String())
+	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+		if ip.To4() == nil && !strings.Contains(at.Network(), "4") {
+			host = "::1"
+		}
+	}
+	return scheme + "://" + net.JoinHostPort(host, port)
+}
