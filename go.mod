@@ -22,8 +22,8 @@ require (
 )
 
 require (
-	golang.org/x/net v0.62.0
-	golang.org/x/sync v0.25.0
+	golang.org/x/net v0.62.0 // cmd/tinker-local: limit on connections of serve (netutil)
+	golang.org/x/sync v0.25.0 // cmd/tinker-local/server: memory of request bodies (semaphore)
 )
 
 require (

@@ -5,6 +5,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -43,7 +44,22 @@ func (s *Server) archiveLink(c *call) (any, error) {
 	link.RawQuery = url.Values{
 		"expires": {strconv.FormatInt(expires.Unix(), 10)}, "signature": {s.archiveMAC(k.Path, expires.Unix())},
 	}.Encode()
+	if before(c.Header.Get("X-Stainless-Package-Version"), 0, 25) { // they know redirects only
+		h := c.w.Header()
+		h.Set("Location", link.String())
+		h.Set("Expires", expires.UTC().Format(http.TimeFormat))
+		return jsonReply(http.StatusFound, wire.ArchiveResponse{URL: link.String(), Expires: expires.UTC()})
+	}
 	return wire.ArchiveResponse{URL: link.String(), Expires: expires.UTC()}, nil
+}
+
+// before says whether a client's version, such as 0.16.1, is below major.minor. One that cannot be read is not.
+func before(version string, major, minor int) bool {
+	var a, b int
+	if n, _ := fmt.Sscanf(version, "%d.%d", &a, &b); n != 2 {
+		return false
+	}
+	return a < major || a == major && b < minor
 }
 
 // base is where the client reaches this server.
