@@ -34,6 +34,7 @@ type base struct {
 	detok     func() sample.Detokenizer
 	detokErr  error // why stop strings cannot be used; read-only
 	refs      int   // runs and samplers
+	samplers  int   // with a request under way, or open
 	batch     *sample.Batch
 	kvBytes   int64 // of the pool and of one step
 	stepBytes int64 // of a decode step's own buffers
@@ -67,7 +68,8 @@ func (e *Engine) acquire(name string) (*base, error) {
 		return b, nil
 	}
 	b, err := e.load(name)
-	if err != nil && apiError(err).Code == api.OutOfMemory && e.freeIdle() {
+	for err != nil && apiError(err).Code == api.OutOfMemory && e.idlest(nil) != nil {
+		e.freeBase(e.idlest(nil)) // the plan was too hopeful
 		b, err = e.load(name)
 	}
 	if err != nil {
@@ -78,18 +80,6 @@ func (e *Engine) acquire(name string) (*base, error) {
 	e.bases[name] = b
 	e.mu.Unlock()
 	return b, nil
-}
-
-// freeIdle frees the bases without a reference and reports whether there were any.
-func (e *Engine) freeIdle() bool {
-	freed := false
-	for _, name := range sortedNames(e.bases) {
-		if b := e.bases[name]; b.refs == 0 {
-			e.freeBase(b)
-			freed = true
-		}
-	}
-	return freed
 }
 
 func (e *Engine) load(name string) (*base, error) {
@@ -116,6 +106,9 @@ func (e *Engine) load(name string) (*base, error) {
 		defer e.mu.Unlock()
 		e.seen.loading = nil
 	}()
+	if err := e.loadRoom(src, opt); err != nil {
+		return nil, err
+	}
 	m, err := model.Load(e.ctx, e.dev, src, opt)
 	if err != nil {
 		if e.ctx.Err() != nil {
@@ -133,6 +126,20 @@ func (e *Engine) load(name string) (*base, error) {
 	e.used += b.info.Bytes
 	e.log.Info("base loaded", "model", name, "params", b.info.Params, "bytes", b.info.Bytes, "took", e.opt.Now().Sub(begin))
 	return b, nil
+}
+
+// loadRoom makes room for a base's weights, and refuses one beyond the engine's limit. What the device itself has not, it refuses
+// itself: a base may take the eighth that room leaves to others.
+func (e *Engine) loadRoom(src *hf.Checkpoint, o model.LoadOptions) error {
+	bytes, err := model.LoadBytes(src, o)
+	if err != nil {
+		return err
+	}
+	e.makeRoom(nil, bytes)
+	if left := e.lim.Memory - e.used; e.lim.Memory > 0 && bytes > left {
+		return api.Errorf(api.OutOfMemory, "load %s: the weights need %d bytes of device memory, %d are free", src.Name, bytes, max(0, left))
+	}
+	return nil
 }
 
 func (e *Engine) detokenizer(name string, src *hf.Checkpoint) (func() sample.Detokenizer, error) {
@@ -172,31 +179,6 @@ func (e *Engine) snapshotBytes(b *base, c api.LoraConfig) int64 {
 	return int64(lora.Params(b.model.Sites, c)) * int64(e.info.Act.Size())
 }
 
-// room is how many bytes the engine may still take for b's work: what its limit and the device leave, and the
-// buffer that the base keeps between batches. It is math.MaxInt64 when nobody knows.
-func (e *Engine) room(b *base) int64 {
-	room := int64(math.MaxInt64)
-	spare := int64(0)
-	if b != nil {
-		spare = b.model.SpareBytes()
-	}
-	if free := e.dev.Info().Free; free > 0 {
-		room = max(0, free-free/8+spare-e.frames) // an eighth is for everybody else
-	}
-	if e.lim.Memory > 0 {
-		room = min(room, max(0, e.lim.Memory-e.used))
-	}
-	return room
-}
-
-// need refuses work that takes more bytes than there are.
-func (e *Engine) need(what string, bytes int64, b *base) error {
-	if room := e.makeRoom(b, bytes); bytes > room {
-		return api.Errorf(api.OutOfMemory, "%s needs %d bytes of device memory, %d are free", what, bytes, room)
-	}
-	return nil
-}
-
 // decode adds new requests to the batch and runs one step of it.
 func (b *base) decode(incoming []*request) error {
 	if b.batch == nil {
@@ -225,6 +207,9 @@ func (b *base) closeBatch() {
 func (b *base) openBatch() error {
 	e := b.e
 	room := e.room(b)
+	if room < math.MaxInt64 {
+		room += e.idleBytes(b)
+	}
 	n := e.lim.KVPositions
 	for n > model.PageLen && b.model.KVBytes(n) > room/4 {
 		n /= 2

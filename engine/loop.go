@@ -249,7 +249,10 @@ func (e *Engine) finish(r *Run, en *entry, err error) {
 // decode runs one decode step of every base that samples.
 func (e *Engine) decode() {
 	for _, name := range sortedNames(e.bases) {
-		b := e.bases[name]
+		b, ok := e.bases[name]
+		if !ok {
+			continue // one before it needed the memory
+		}
 		e.mu.Lock()
 		incoming := b.incoming
 		b.incoming = nil

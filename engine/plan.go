@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"math"
 	"sort"
 
 	"tinkerlocal/engine/api"
@@ -32,12 +33,15 @@ func (pl *plan) measure(b *base) {
 	pl.bytes = b.model.TrainBytes(pl.tokens, pl.targets, pl.rank, pl.keep, pl.recompute)
 }
 
-// plan cuts the micro-batch that begins at datum lo. What comes first when memory is short: smaller micro-batches, down to
-// one datum; then tapes of holds and unused bases are given up; then, with keep, as few layers as needed are run forward
-// again in the backward. Only then it waits for tapes that other operations hold, or is refused.
+// plan cuts the micro-batch that begins at datum lo. What comes first when memory is short: bases that nobody uses are given up, and what
+// else nobody misses; then micro-batches shrink, down to one datum; then tapes of holds are given up; then, with keep, as few layers as
+// needed are run forward again in the backward. Only then it waits for tapes that other operations hold, or is refused.
 func (p *pass) plan(lo int, keep bool) (plan, error) {
 	e, b := p.run.e, p.run.base
 	room := e.room(b)
+	if e.idleBytes(b) > 0 {
+		room = e.unload(b, p.cut(lo, math.MaxInt64, keep).bytes)
+	}
 	pl := p.cut(lo, room, keep)
 	if pl.bytes > room {
 		room = e.makeRoom(b, pl.bytes)
@@ -85,7 +89,7 @@ func (p *pass) cut(lo int, room int64, keep bool) plan {
 // their down projections and the head again; so only when not even the layers' inputs fit is nothing kept, ok
 // false, and the forward run twice.
 func (p *pass) planKept() (recompute int, ok bool) {
-	b, room := p.run.base, p.run.e.room(p.run.base)
+	e, b := p.run.e, p.run.base
 	var batches []plan
 	pl := plan{keep: true}
 	for i, it := range p.items {
@@ -97,35 +101,25 @@ func (p *pass) planKept() (recompute int, ok bool) {
 	}
 	batches = append(batches, pl)
 	layers := b.info.Spec.Layers
-	recompute = sort.Search(layers, func(n int) bool {
-		total := int64(0)
+	total := func(recompute int) (n int64) {
 		for _, pl := range batches {
-			pl.recompute = n
+			pl.recompute = recompute
 			pl.measure(b)
-			total += pl.bytes
+			n += pl.bytes
 		}
-		return total <= room
-	})
-	if recompute == layers {
+		return n
+	}
+	fewest := func(room int64) int {
+		return sort.Search(layers, func(n int) bool { return total(n) <= room })
+	}
+	room := e.room(b)
+	if idle := e.idleBytes(b); idle > 0 && room < math.MaxInt64 {
+		if n := fewest(room + idle); n < layers {
+			room = e.unload(b, total(n))
+		}
+	}
+	if recompute = fewest(room); recompute == layers {
 		return 0, false
 	}
 	return recompute, true
-}
-
-// makeRoom gives up what can be made again until bytes fit for b's work: tapes of holds, the oldest first, then bases that
-// nobody uses. It returns the room there is then.
-func (e *Engine) makeRoom(b *base, bytes int64) int64 {
-	room := e.room(b)
-	for _, h := range e.helds {
-		if bytes <= room {
-			return room
-		}
-		if h.evict() {
-			room = e.room(b)
-		}
-	}
-	if bytes > room && e.freeIdle() {
-		room = e.room(b)
-	}
-	return room
 }

@@ -61,6 +61,7 @@ func (e *Engine) openSampler(s *Session, b *base, snap *lora.Snapshot) (*Sampler
 		b.snaps[snap] = true
 		e.used += e.snapshotBytes(b, snap.Config)
 	}
+	b.samplers++
 	p := &Sampler{e: e, session: s, base: b, snap: snap, users: 1}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -82,6 +83,7 @@ func (p *Sampler) unuse() {
 		if p.snap != nil {
 			p.e.freeSnapshot(p.base, p.snap)
 		}
+		p.base.samplers--
 		p.base.unuse()
 	}})
 }

@@ -161,15 +161,29 @@ type loader struct {
 	err         error
 }
 
-// fits refuses a model that cannot fit before any work is done.
-func (ld *loader) fits() error {
+// LoadBytes is about the device memory that Load takes for src.
+func LoadBytes(src *hf.Checkpoint, o LoadOptions) (int64, error) {
+	spec, err := NewSpec(src.Config)
+	if err != nil {
+		return 0, err
+	}
+	ld := &loader{src: src, opt: o, total: spec.Params()}
+	return ld.needs(), nil
+}
+
+func (ld *loader) needs() int64 {
 	size := int64(2)
 	if ld.store(kernels.F32) == kernels.F32 {
 		if t, ok := ld.src.Tensor("model.embed_tokens.weight"); !ok || ld.store(t.DType) == kernels.F32 {
 			size = 4
 		}
 	}
-	need, free := ld.total*size, ld.dev.Info().Free
+	return ld.total * size
+}
+
+// fits refuses a model that cannot fit before any work is done.
+func (ld *loader) fits() error {
+	need, free := ld.needs(), ld.dev.Info().Free
 	if free > 0 && need > free {
 		return api.Errorf(api.OutOfMemory, "load %s: the weights need %d bytes, %d bytes are free", ld.src.Name, need, free)
 	}

@@ -32,6 +32,8 @@ type Device struct {
 	ops     ops
 	limit   int64
 	used    atomic.Int64
+	freed   atomic.Int64 // since memory was last given back to the system
+	limbo   int64        // as much of it may stay with the Go runtime; 0: any amount
 	closed  bool
 }
 
@@ -59,13 +61,20 @@ func Open(o Options) (*Device, error) {
 		return nil, fmt.Errorf("open cpu: variant %q, wanted one of %s (what this machine has)", o.Variant, strings.Join(Variants(), ", "))
 	}
 	d := &Device{variant: o.Variant, vec: vec, limit: o.MemoryLimit}
+	total, _ := systemMemory()
+	d.limbo = total / 16
 	d.pool = newPool(o.Threads, vec)
 	d.ops.dev, d.ops.pool, d.ops.vec = d, d.pool, vec
 	return d, nil
 }
 
-// Info describes the device; Memory and Free are 0 where the system does not tell.
+// Info describes the device; Memory and Free are 0 where the system does not tell. Memory that was freed is free: much of it is
+// taken from the Go runtime first, which would keep it until its heap has doubled.
 func (d *Device) Info() kernels.Info {
+	if n := d.freed.Load(); d.limbo > 0 && n > d.limbo {
+		d.freed.Add(-n)
+		debug.FreeOSMemory()
+	}
 	total, free := systemMemory()
 	if d.limit > 0 {
 		left := max(0, d.limit-d.used.Load())
@@ -145,6 +154,7 @@ func (d *Device) Alloc(bytes int64) (kernels.Buffer, error) {
 func (d *Device) Free(b kernels.Buffer) {
 	if b, ok := b.(*buffer); ok && b != nil && b.dev == d && b.data != nil {
 		d.used.Add(-int64(len(b.data)))
+		d.freed.Add(int64(len(b.data)))
 		b.data = nil
 	}
 }

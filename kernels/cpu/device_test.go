@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"testing"
 	"time"
@@ -61,6 +62,35 @@ func TestMemory(t *testing.T) {
 		if _, err := big.Alloc(n); err == nil {
 			t.Errorf("alloc of %d bytes did not fail", n)
 		}
+	}
+}
+
+// TestFreedMemory: a device that has freed much asks the Go runtime to give it back to the system, so that Info's Free is true.
+func TestFreedMemory(t *testing.T) {
+	d, err := Open(Options{Threads: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	kept := func() int64 { // by the Go runtime: in use, garbage, or free but not given back
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapSys - m.HeapReleased)
+	}
+	d.limbo = 48 << 20
+	for _, size := range []int64{32 << 20, 64 << 20} { // too little to be worth it; enough
+		debug.FreeOSMemory()
+		before := kept()
+		b, err := d.Alloc(size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Free(b)
+		d.Info()
+		if left := kept() - before; (left > 16<<20) != (size < d.limbo) {
+			t.Errorf("%d bytes were freed, %d of them are not given back", size, left)
+		}
+		d.freed.Store(0)
 	}
 }
 

@@ -32,6 +32,7 @@ func (w *weight) Store() kernels.DType { return w.store }
 func (w *weight) Free() {
 	if w.rows > 0 {
 		w.dev.used.Add(-w.bytes)
+		w.dev.freed.Add(w.bytes)
 		w.rows, w.bytes, w.f32, w.bf16 = 0, 0, nil, nil
 	}
 }
