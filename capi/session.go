@@ -122,7 +122,7 @@ func tinkergo_session_resume_run(h C.uint64_t, path *C.char, optimizer C.int32_t
 			if err := readJSON("metadata", metadata, &m); err != nil {
 				return err
 			}
-			f, err := s.NewRunFrom(p, optimizer != 0, m)
+			f, err := s.NewRunFrom(engine.RunSource{Path: p, Optimizer: optimizer != 0, UserMetadata: m})
 			return giveFuture(out, ref, f, err)
 		})
 	})

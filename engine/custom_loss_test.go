@@ -329,7 +329,7 @@ func TestPluginRecord(t *testing.T) {
 	if len(c.Plugins) != 2 || c.Plugins[0].Digest != "00ff" || c.Plugins[0].Config["beta"] != 1 || c.Plugins[1].Config["beta"] != 2 {
 		t.Errorf("after three passes: %+v", c.Plugins)
 	}
-	g, err := s.NewRunFrom(c.Path.String(), true, nil)
+	g, err := s.NewRunFrom(engine.RunSource{Path: c.Path.String(), Optimizer: true})
 	on := wait(t, g, err)
 	if got := save(on, "on"); len(got.Plugins) != 2 || len(on.Info().Plugins) != 2 {
 		t.Errorf("the run that went on: %+v", got.Plugins)

@@ -103,6 +103,6 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-func (l Limits) queue() queue.Limits {
-	return queue.Limits{First: 1, Queued: l.QueuedOps, Remembered: l.Remembered, GapWait: l.GapWait}
+func (l Limits) queue(first int64) queue.Limits {
+	return queue.Limits{First: first, Queued: l.QueuedOps, Remembered: l.Remembered, GapWait: l.GapWait}
 }

@@ -213,7 +213,7 @@ func (e *Engine) ended(err error) error {
 
 // NewSamplerFrom opens a sampler on a checkpoint's base model with the checkpoint's weights. It does not block.
 func (s *Session) NewSamplerFrom(path string) (*Future[*Sampler], error) {
-	c, err := s.source(path)
+	c, err := s.source(s.owner, path)
 	if err != nil {
 		return nil, err
 	}
@@ -234,8 +234,8 @@ func (s *Session) NewSamplerFrom(path string) (*Future[*Sampler], error) {
 	})
 }
 
-// source finds the checkpoint that something is to be made from.
-func (s *Session) source(path string) (api.Checkpoint, error) {
+// source finds the checkpoint that something is to be made from, which reader may read.
+func (s *Session) source(reader, path string) (api.Checkpoint, error) {
 	if err := s.e.storing(); err != nil {
 		return api.Checkpoint{}, err
 	}
@@ -243,7 +243,7 @@ func (s *Session) source(path string) (api.Checkpoint, error) {
 	if err != nil {
 		return api.Checkpoint{}, err
 	}
-	return s.e.checkpoint(s.e.ctx, s.owner, p)
+	return s.e.checkpoint(s.e.ctx, reader, p)
 }
 
 // after does something on a goroutine and returns the future of its result. Its ctx ends with the engine. e.mu is held.

@@ -185,8 +185,8 @@ func (r *Run) Close() {
 	}
 }
 
-// newRun makes a run on the device's goroutine.
-func (e *Engine) newRun(s *Session, id string, req api.CreateModelRequest, seed int64) (_ *Run, err error) {
+// newRun makes a run on the device's goroutine. Its first operation has the number first.
+func (e *Engine) newRun(s *Session, id string, req api.CreateModelRequest, seed, first int64) (_ *Run, err error) {
 	b, err := e.acquire(req.BaseModel)
 	if err != nil {
 		return nil, err
@@ -207,7 +207,7 @@ func (e *Engine) newRun(s *Session, id string, req api.CreateModelRequest, seed 
 	}
 	r := &Run{
 		e: e, session: s, id: id, base: b, adapter: a, lora: a.Config, metadata: req.UserMetadata,
-		bytes: bytes, line: queue.NewLine[*entry](e.lim.queue()),
+		bytes: bytes, line: queue.NewLine[*entry](e.lim.queue(first)),
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

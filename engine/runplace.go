@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -28,18 +29,29 @@ func (s *Session) At(n int64) RunPlace { return RunPlace{session: s, n: n, numbe
 
 // NewRun is [Session.NewRun] at this place.
 func (p RunPlace) NewRun(r api.CreateModelRequest) (*Future[*Run], error) {
-	return p.claim(func() (opening, error) { return p.session.opening(r) })
+	return p.claim(func() (opening, error) { return p.session.opening(r, firstNumber) })
+}
+
+// RunSource is the checkpoint that a run begins with. Path is required.
+type RunSource struct {
+	Path         string
+	Optimizer    bool              // its moments and step, too: the run goes on as the saved one did, bit for bit
+	Reader       string            // who must be allowed to read it; "": the session's owner
+	BaseModel    string            // another base model, with the same modules; "": the checkpoint's
+	UserMetadata map[string]string // the run's
 }
 
 // NewRunFrom is [Session.NewRunFrom] at this place.
-func (p RunPlace) NewRunFrom(path string, withOptimizer bool, metadata map[string]string) (*Future[*Run], error) {
+func (p RunPlace) NewRunFrom(from RunSource) (*Future[*Run], error) {
 	s := p.session
+	from.Reader = cmp.Or(from.Reader, s.owner)
 	return p.claim(func() (opening, error) {
-		c, err := s.source(path)
+		c, err := s.source(from.Reader, from.Path)
 		if err != nil {
 			return nil, err
 		}
-		open, err := s.opening(api.CreateModelRequest{BaseModel: c.BaseModel, Lora: c.Lora, UserMetadata: metadata})
+		from.Path = c.Path.String()
+		open, err := s.opening(api.CreateModelRequest{BaseModel: cmp.Or(from.BaseModel, c.BaseModel), Lora: c.Lora, UserMetadata: from.UserMetadata}, loadNumber)
 		if err != nil {
 			return nil, err
 		}
@@ -48,20 +60,25 @@ func (p RunPlace) NewRunFrom(path string, withOptimizer bool, metadata map[strin
 			if err != nil {
 				return nil, err
 			}
-			return after(s, made.Cancel, func(ctx context.Context) (*Run, error) {
-				return loadedRun(ctx, made, c.Path.String(), withOptimizer)
-			})
+			return after(s, made.Cancel, func(ctx context.Context) (*Run, error) { return loadedRun(ctx, made, from) })
 		}, nil
 	})
 }
 
+// The number of a run's first operation. The load of a run that begins with a checkpoint has one of its own, before those that
+// the run's user gives.
+const (
+	firstNumber = 1
+	loadNumber  = 0
+)
+
 // loadedRun waits for a run and loads a checkpoint into it.
-func loadedRun(ctx context.Context, made *Future[*Run], path string, withOptimizer bool) (*Run, error) {
+func loadedRun(ctx context.Context, made *Future[*Run], from RunSource) (*Run, error) {
 	r, err := made.Wait(ctx)
 	if err != nil {
 		return nil, err
 	}
-	load, err := r.place().LoadStateAs(r.session.owner, path, withOptimizer)
+	load, err := Place{run: r, seq: loadNumber, numbered: true}.LoadStateAs(from.Reader, from.Path, from.Optimizer)
 	if err == nil {
 		_, err = load.Wait(ctx)
 	}
@@ -75,8 +92,8 @@ func loadedRun(ctx context.Context, made *Future[*Run], path string, withOptimiz
 // opening queues what opens a run under an id. e.mu is held when it is called.
 type opening func(id string) (*Future[*Run], error)
 
-// opening checks a request.
-func (s *Session) opening(r api.CreateModelRequest) (opening, error) {
+// opening checks a request for a run whose first operation has the number first.
+func (s *Session) opening(r api.CreateModelRequest, first int64) (opening, error) {
 	if r.BaseModel == "" {
 		return nil, api.Errorf(api.BadRequest, "create model: base_model is empty")
 	}
@@ -93,7 +110,7 @@ func (s *Session) opening(r api.CreateModelRequest) (opening, error) {
 		if e.runs >= e.lim.Runs {
 			return nil, api.Errorf(api.Busy, "%d runs are open, the limit is %d", e.runs, e.lim.Runs)
 		}
-		f, err := queueJob(s, "create model", func() (*Run, error) { return e.newRun(s, id, r, seed) }, func() {
+		f, err := queueJob(s, "create model", func() (*Run, error) { return e.newRun(s, id, r, seed, first) }, func() {
 			e.mu.Lock()
 			e.runs--
 			e.mu.Unlock()

@@ -10,6 +10,7 @@ import (
 
 	"tinkerlocal/engine"
 	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/enginetest"
 )
 
 func create(model string, seed int64) api.CreateModelRequest {
@@ -72,22 +73,22 @@ func TestRunNumbers(t *testing.T) {
 	}
 	first := wait(t, got[0], nil)
 	first.Close()
-	if again, err := s.At(0).NewRunFrom("nonsense", false, nil); again != got[0] || err != nil {
+	if again, err := s.At(0).NewRunFrom(engine.RunSource{Path: "nonsense"}); again != got[0] || err != nil {
 		t.Errorf("the repeat of a closed run's number got %v, %v", again, err)
 	}
 
 	// A run from a checkpoint has a number, too, and what failed of it is no run.
 	path := saveState(t, next, "x").Path.String()
-	from, err := s.At(30).NewRunFrom(path, true, map[string]string{"a": "b"})
-	if again, err := s.At(30).NewRunFrom("elsewhere", true, nil); again != from || err != nil {
+	from, err := s.At(30).NewRunFrom(engine.RunSource{Path: path, Optimizer: true, UserMetadata: map[string]string{"a": "b"}})
+	if again, err := s.At(30).NewRunFrom(engine.RunSource{Path: "elsewhere", Optimizer: true}); again != from || err != nil {
 		t.Errorf("the repeat got %v, %v", again, err)
 	}
 	if r := wait(t, from, err); r.ID() != s.ID()+":train:30" || !slices.Equal(weights(t, r), weights(t, next)) {
 		t.Errorf("run %s has other weights than the checkpoint", r.ID())
 	}
-	_, err = s.At(31).NewRunFrom("tinker://none/weights/x", true, nil)
+	_, err = s.At(31).NewRunFrom(engine.RunSource{Path: "tinker://none/weights/x", Optimizer: true})
 	fails(t, err, api.NotFound, "there is no checkpoint tinker://none/weights/x")
-	if r := ready(t)(s.At(31).NewRunFrom(path, false, nil)); r.ID() != s.ID()+":train:31" {
+	if r := ready(t)(s.At(31).NewRunFrom(engine.RunSource{Path: path})); r.ID() != s.ID()+":train:31" {
 		t.Errorf("run %s took the number that was refused", r.ID())
 	}
 }
@@ -192,4 +193,47 @@ func TestLastRequest(t *testing.T) {
 	want("closed", r.ID(), last)
 	e.Close()
 	want("engine closed", other.ID(), last)
+}
+
+// TestRunFromNumbers: the load of a run that begins with a checkpoint takes none of the caller's numbers. The checkpoint may be one
+// that another owner has lent, and the base another one with the same modules.
+func TestRunFromNumbers(t *testing.T) {
+	twin := enginetest.Small
+	twin.Seed = 7
+	e, _ := stored(t, func(o *engine.Options) { o.Models = enginetest.Models{"small": enginetest.Small, "twin": twin, "other": other()} })
+	r := newRun(t, e.NewSessionFor("ann"), "small", 1)
+	f, err := r.OptimStep(adam(0.01))
+	wait(t, f, err)
+	path := saveState(t, r, "x").Path.String()
+
+	bob := e.NewSessionFor("bob")
+	_, err = bob.NewRunFrom(engine.RunSource{Path: path})
+	fails(t, err, api.NotFound, "there is no checkpoint "+path)
+	got := ready(t)(bob.At(0).NewRunFrom(engine.RunSource{Path: path, Optimizer: true, Reader: "ann", BaseModel: "twin"}))
+	if i := got.Info(); i.BaseModel != "twin" || i.Step != 1 || i.Lora.Rank != 4 {
+		t.Errorf("the run has base %s, step %d and rank %d", i.BaseModel, i.Step, i.Lora.Rank)
+	}
+	second, err := got.At(2).OptimStep(adam(0.01))
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := got.At(1).OptimStep(adam(0.01))
+	wait(t, first, err)
+	wait(t, second, nil)
+	for range 2 {
+		f, err := r.OptimStep(adam(0.01))
+		wait(t, f, err)
+	}
+	if step := got.Info().Step; step != 3 || !slices.Equal(weights(t, got), weights(t, r)) {
+		t.Errorf("after two steps the run is at %d, wanted 3, with the weights of the run that was saved", step)
+	}
+
+	// A base whose modules have other shapes is refused, and leaves nothing behind.
+	_, err = result(bob.NewRunFrom(engine.RunSource{Path: path, Reader: "ann", BaseModel: "other"}))
+	if code := api.CodeOf(err); err == nil || code != api.BadRequest {
+		t.Errorf("a base of other shapes gives %v (%s)", err, code)
+	}
+	if n := len(bob.Runs()); n != 1 {
+		t.Errorf("%d runs are open, wanted 1", n)
+	}
 }

@@ -77,7 +77,7 @@ func TestResume(t *testing.T) {
 
 	another, _ := stored(t, func(o *engine.Options) { o.Checkpoints = borrowed{s} })
 	for name, eng := range map[string]*engine.Engine{"same engine": e, "another engine": another} {
-		f, err := eng.NewSession().NewRunFrom(path, true, map[string]string{"why": "test"})
+		f, err := eng.NewSession().NewRunFrom(engine.RunSource{Path: path, Optimizer: true, UserMetadata: map[string]string{"why": "test"}})
 		resumed := wait(t, f, err)
 		if info := resumed.Info(); info.Step != 5 || info.UserMetadata["why"] != "test" || *info.Lora.Seed != 11 {
 			t.Errorf("%s: %+v", name, info)
@@ -96,7 +96,7 @@ func TestResume(t *testing.T) {
 	}
 	same("load into a run", follow(loadedRun), true)
 
-	f, err := another.NewSession().NewRunFrom(path, false, nil)
+	f, err := another.NewSession().NewRunFrom(engine.RunSource{Path: path})
 	warm := wait(t, f, err)
 	if warm.Info().Step != 0 {
 		t.Errorf("a run with the weights alone is at step %d", warm.Info().Step)
@@ -226,7 +226,7 @@ func TestSaveRefusals(t *testing.T) {
 	f, err = r.LoadStateWithOptimizer(weightsOnly.Path.String())
 	_, err = result(f, err)
 	fails(t, err, api.BadRequest, fmt.Sprintf("checkpoint %v has weights only, no optimizer state: load it without", weightsOnly.Path))
-	g, err := session.NewRunFrom(weightsOnly.Path.String(), true, nil)
+	g, err := session.NewRunFrom(engine.RunSource{Path: weightsOnly.Path.String(), Optimizer: true})
 	if _, err = result(g, err); api.CodeOf(err) != api.BadRequest {
 		t.Errorf("a run from weights with optimizer: %v", err)
 	}

@@ -35,10 +35,10 @@ func (s *Session) NewRun(r api.CreateModelRequest) (*Future[*Run], error) {
 	return RunPlace{session: s}.NewRun(r)
 }
 
-// NewRunFrom opens a run with the base model, configuration and weights of a checkpoint; withOptimizer, with
-// its moments and step, too. It does not block.
-func (s *Session) NewRunFrom(path string, withOptimizer bool, metadata map[string]string) (*Future[*Run], error) {
-	return RunPlace{session: s}.NewRunFrom(path, withOptimizer, metadata)
+// NewRunFrom opens a run with the configuration and weights of a checkpoint, and with its base model unless from has
+// another. The run's own operations are numbered from 1 on, as those of a fresh run. It does not block.
+func (s *Session) NewRunFrom(from RunSource) (*Future[*Run], error) {
+	return RunPlace{session: s}.NewRunFrom(from)
 }
 
 // NewSampler opens a sampler on the bare base model, which is loaded if no one has yet. It does not block.

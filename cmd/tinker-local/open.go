@@ -148,7 +148,7 @@ func (m *opened) newRun(ctx context.Context, c api.LoraConfig, metadata map[stri
 
 // resumeRun starts a training run with the weights and the optimizer state of a checkpoint.
 func (m *opened) resumeRun(ctx context.Context, path api.Path, metadata map[string]string) (*engine.Run, error) {
-	f, err := m.session.NewRunFrom(path.String(), true, metadata)
+	f, err := m.session.NewRunFrom(engine.RunSource{Path: path.String(), Optimizer: true, UserMetadata: metadata})
 	if err != nil {
 		return nil, err
 	}

@@ -133,7 +133,7 @@ func TestMoveRun(t *testing.T) {
 				t.Errorf("arrived as %+v, was %+v", got, was)
 			}
 			for _, optimizer := range []bool{true, false} {
-				h, err := there.NewSession().NewRunFrom(got.Path.String(), optimizer, nil)
+				h, err := there.NewSession().NewRunFrom(engine.RunSource{Path: got.Path.String(), Optimizer: optimizer})
 				after := steps(t, done(t, h, err), 3, 6)
 				if sameWeights(after, want) != optimizer {
 					t.Errorf("with the optimizer's state %v: the same weights as without a stop is %v", optimizer, !optimizer)
@@ -191,7 +191,7 @@ func TestPartOfAnAdapter(t *testing.T) {
 	if out[0] != out[1] || out[0] == out[2] {
 		t.Errorf("part of an adapter, completed, and none:\n%s", strings.Join(out, "\n"))
 	}
-	h, err := s.NewRunFrom(c.Path.String(), false, nil)
+	h, err := s.NewRunFrom(engine.RunSource{Path: c.Path.String()})
 	run := done(t, h, err)
 	before := steps(t, run, 0, 0)
 	moved := 0

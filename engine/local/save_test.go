@@ -36,7 +36,7 @@ func TestState(t *testing.T) {
 				t.Errorf("a second engine on the folder: %v", err)
 			}
 		} else {
-			f, err := e.NewSession().NewRunFrom(path, true, nil)
+			f, err := e.NewSession().NewRunFrom(engine.RunSource{Path: path, Optimizer: true})
 			if err != nil {
 				t.Fatal(err)
 			}
