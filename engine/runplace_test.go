@@ -200,7 +200,9 @@ func TestLastRequest(t *testing.T) {
 func TestRunFromNumbers(t *testing.T) {
 	twin := enginetest.Small
 	twin.Seed = 7
-	e, _ := stored(t, func(o *engine.Options) { o.Models = enginetest.Models{"small": enginetest.Small, "twin": twin, "other": other()} })
+	e, _ := stored(t, func(o *engine.Options) {
+		o.Models = enginetest.Models{"small": enginetest.Small, "twin": twin, "other": other()}
+	})
 	r := newRun(t, e.NewSessionFor("ann"), "small", 1)
 	f, err := r.OptimStep(adam(0.01))
 	wait(t, f, err)

@@ -28,6 +28,12 @@ func (r *Run) SaveWeightsForSampler(name string, o api.SaveOptions) (*Future[api
 	return r.place().SaveWeightsForSampler(name, o)
 }
 
+// SaveWeightsExternal saves the weights alone, under tinker://RUN/external_weights/NAME, as SaveState does: for other programs, which get
+// them as a PEFT folder.
+func (r *Run) SaveWeightsExternal(name string, o api.SaveOptions) (*Future[api.Checkpoint], error) {
+	return r.place().SaveWeightsExternal(name, o)
+}
+
 // SaveState is [Run.SaveState] at this place.
 func (p Place) SaveState(name string, o api.SaveOptions) (*Future[api.Checkpoint], error) {
 	return p.save("save_weights", api.KindState, name, o)
@@ -36,6 +42,11 @@ func (p Place) SaveState(name string, o api.SaveOptions) (*Future[api.Checkpoint
 // SaveWeightsForSampler is [Run.SaveWeightsForSampler] at this place.
 func (p Place) SaveWeightsForSampler(name string, o api.SaveOptions) (*Future[api.Checkpoint], error) {
 	return p.save("save_weights_for_sampler", api.KindSampler, name, o)
+}
+
+// SaveWeightsExternal is [Run.SaveWeightsExternal] at this place.
+func (p Place) SaveWeightsExternal(name string, o api.SaveOptions) (*Future[api.Checkpoint], error) {
+	return p.save("save_weights_external", api.KindExternal, name, o)
 }
 
 func (p Place) save(op, kind, name string, o api.SaveOptions) (*Future[api.Checkpoint], error) {

@@ -341,3 +341,25 @@ func TestSaveWithoutRoom(t *testing.T) {
 		t.Errorf("saved %+v, wanted the content of %+v", got, want)
 	}
 }
+
+// TestSaveExternal: weights for other programs are a checkpoint of a kind of their own, with the tensors of those for sampling.
+func TestSaveExternal(t *testing.T) {
+	e, s := stored(t, nil)
+	r := newRun(t, e.NewSession(), "small", 1)
+	f, err := r.SaveWeightsExternal("w", api.SaveOptions{TTL: time.Hour})
+	c := wait(t, f, err)
+	g, err := r.SaveWeightsForSampler("w", api.SaveOptions{})
+	if same := wait(t, g, err); c.SHA256 != same.SHA256 || c.Optimizer || c.Expires.IsZero() {
+		t.Errorf("saved %+v, wanted the tensors of %+v", c, same)
+	}
+	if want := "tinker://" + r.ID() + "/external_weights/w"; c.Path.String() != want {
+		t.Errorf("saved %v, wanted %s", c.Path, want)
+	}
+	if page, err := s.List(ctx, api.CheckpointQuery{Kind: api.KindExternal}); err != nil || len(page.Checkpoints) != 1 || page.Checkpoints[0].Path != c.Path {
+		t.Errorf("listed %+v (%v)", page, err)
+	}
+	two := api.Path{Run: r.ID(), Name: "w"} // sampler weights come first
+	if found, err := s.Info(ctx, two); err != nil || found.Path.Kind != api.KindSampler {
+		t.Errorf("%v is %v (%v)", two, found.Path, err)
+	}
+}

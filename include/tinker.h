@@ -458,8 +458,8 @@ TINKER_API tinker_status tinker_run_save_peft(tinker_run *run, const char *folde
 TINKER_API tinker_status tinker_run_load_peft(tinker_run *run, const char *folder, tinker_future **future);
 
 /* Checkpoints of all runs and owners, the newest first. query, a JSON object, or NULL for all: {"run", "owner", "reader", "kind": "weights" |
- * "sampler_weights", "base_model", "name", "limit", "offset", "cursor"}. *json is {"checkpoints": [...], "total", "next_cursor"}, owned by you, free with
- * tinker_free. These functions read the disk and block for it. Whoever opened the state folder may do all of them, whoever owns a checkpoint. since: 0.1 */
+ * "sampler_weights" | "external_weights", "base_model", "name", "limit", "offset", "cursor"}. *json is {"checkpoints": [...], "total",
+ * "next_cursor"}, owned by you, free with tinker_free. These functions read the disk and block for it. Whoever opened the state folder may do all of them, whoever owns a checkpoint. since: 0.1 */
 TINKER_API tinker_status tinker_checkpoint_list(tinker_engine *engine, const char *query, char **json);
 /* One checkpoint. *json is owned by you, free with tinker_free. Errors: NOT_FOUND. since: 0.1 */
 TINKER_API tinker_status tinker_checkpoint_info(tinker_engine *engine, const char *path, char **json);

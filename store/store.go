@@ -243,7 +243,7 @@ func (s *Store) find(p api.Path) (*entry, error) {
 		return nil, err
 	}
 	now := s.opt.Now()
-	for _, kind := range []string{api.KindState, api.KindSampler} {
+	for _, kind := range []string{api.KindState, api.KindSampler, api.KindExternal} {
 		q := p
 		if p.Kind == "" {
 			q.Kind = kind

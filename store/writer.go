@@ -87,7 +87,7 @@ func checkNew(c api.Checkpoint, o api.SaveOptions) error {
 	}
 	switch {
 	case c.Path.Kind == "":
-		return api.Errorf(api.BadRequest, "path %v has no kind, wanted %s or %s", c.Path, api.KindState, api.KindSampler)
+		return api.Errorf(api.BadRequest, "path %v has no kind, wanted %s, %s or %s", c.Path, api.KindState, api.KindSampler, api.KindExternal)
 	case c.Owner == "" || len(c.Owner) > maxOwner:
 		return api.Errorf(api.BadRequest, "checkpoint %v: the owner has %d bytes, wanted 1 to %d", c.Path, len(c.Owner), maxOwner)
 	case c.Bytes < 0 || c.Bytes > 1<<56:

@@ -39,7 +39,7 @@ func checkpointCommand(a *app) *cobra.Command {
 }
 
 // kinds are the words of --kind.
-var kinds = map[string]string{"all": "", "state": api.KindState, "sampler": api.KindSampler}
+var kinds = map[string]string{"all": "", "state": api.KindState, "sampler": api.KindSampler, "external": api.KindExternal}
 
 // pageFlags ask for part of a list.
 type pageFlags struct{ page api.Page }
@@ -87,7 +87,7 @@ func checkpointListCommand(a *app) *cobra.Command {
 	f.StringVar(&q.Owner, "owner", "", "only those of this owner")
 	f.StringVar(&q.BaseModel, "base-model", "", "only those of this base model: ORG/NAME or NAME, upper and lower case alike")
 	f.StringVar(&q.Name, "name", "", "only those with this in their name, upper and lower case alike")
-	f.Var(choiceFlag{&kind, []string{"all", "state", "sampler"}}, "kind", "all, state (with the optimizer) or sampler (weights only)")
+	f.Var(choiceFlag{&kind, []string{"all", "state", "sampler", "external"}}, "kind", "all, state (with the optimizer), sampler (weights only) or external (weights for other programs)")
 	page.register(c)
 	return c
 }

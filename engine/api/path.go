@@ -7,8 +7,9 @@ import (
 
 // The kinds of checkpoints: the middle part of a path.
 const (
-	KindState   = "weights"         // training state: adapter, moments, step
-	KindSampler = "sampler_weights" // adapter only
+	KindState    = "weights"          // training state: adapter, moments, step
+	KindSampler  = "sampler_weights"  // adapter only
+	KindExternal = "external_weights" // adapter only, to be taken elsewhere as a PEFT folder
 )
 
 // MaxNameBytes bounds a run id and a checkpoint name.
@@ -16,9 +17,8 @@ const MaxNameBytes = 128
 
 const pathScheme = "tinker://"
 
-// Path names a checkpoint: tinker://RUN/weights/NAME or tinker://RUN/sampler_weights/NAME. Kind is
-// empty in a path that was given in two parts, tinker://RUN/NAME; a store looks such a name up among the training states
-// first, then among the sampler weights.
+// Path names a checkpoint: tinker://RUN/KIND/NAME, with one of the kinds above. Kind is empty in a path that was given in two
+// parts, tinker://RUN/NAME; a store looks such a name up among the kinds in their order here.
 //
 // A run id and a name have 1 to 128 bytes: ASCII letters, digits and the characters . _ - : + = @ , ~
 // of which the first is a letter, a digit or an underscore. So neither can be a hidden file, leave a folder, or be
@@ -40,7 +40,7 @@ func ParsePath(s string) (Path, error) {
 	case 3:
 		p = Path{parts[0], parts[1], parts[2]}
 		if p.Kind == "" {
-			return Path{}, Errorf(BadRequest, "path %s: the kind is empty, wanted %s or %s", quoted(s), KindState, KindSampler)
+			return Path{}, Errorf(BadRequest, "path %s: the kind is empty, wanted %s, %s or %s", quoted(s), KindState, KindSampler, KindExternal)
 		}
 	default:
 		return Path{}, Errorf(BadRequest, "path %s has %d parts after tinker://, wanted 3: RUN/weights/NAME or RUN/sampler_weights/NAME", quoted(s), len(parts))
@@ -56,8 +56,10 @@ func (p Path) Check() error {
 	if err := CheckName("run id", p.Run); err != nil {
 		return err
 	}
-	if p.Kind != "" && p.Kind != KindState && p.Kind != KindSampler {
-		return Errorf(BadRequest, "the kind is %s, wanted %s or %s", quoted(p.Kind), KindState, KindSampler)
+	switch p.Kind {
+	case "", KindState, KindSampler, KindExternal:
+	default:
+		return Errorf(BadRequest, "the kind is %s, wanted %s, %s or %s", quoted(p.Kind), KindState, KindSampler, KindExternal)
 	}
 	return CheckName("name", p.Name)
 }

@@ -13,6 +13,7 @@ func TestParsePath(t *testing.T) {
 	}{
 		{"tinker://0123456789abcdef:train:0/weights/step-000010", Path{"0123456789abcdef:train:0", KindState, "step-000010"}},
 		{"tinker://r/sampler_weights/_final.v2", Path{"r", KindSampler, "_final.v2"}},
+		{"tinker://r/external_weights/x", Path{"r", KindExternal, "x"}},
 		{"tinker://r/x", Path{"r", "", "x"}},
 		{"tinker://r/" + strings.Repeat("x", 128), Path{"r", "", strings.Repeat("x", 128)}},
 	} {
@@ -30,7 +31,7 @@ func TestParsePath(t *testing.T) {
 		"tinker://r/weights/":         "the name is empty",
 		"tinker:///weights/x":         "the run id is empty",
 		"tinker://r//x":               "the kind is empty",
-		"tinker://r/optimizer/x":      `the kind is "optimizer", wanted weights or sampler_weights`,
+		"tinker://r/optimizer/x":      `the kind is "optimizer", wanted weights, sampler_weights or external_weights`,
 		"tinker://r/weights/..":       `begins with '.'`,
 		"tinker://../weights/x":       `begins with '.'`,
 		"tinker://r/weights/-rf":      `begins with '-'`,

@@ -75,7 +75,7 @@ func Random(t *testing.T, open Maker, seed uint64, steps int) {
 		}
 	}
 	for step := range steps {
-		path := fmt.Sprintf("tinker://run%d/%s/%d", rng.IntN(2), []string{api.KindState, api.KindSampler}[rng.IntN(2)], rng.IntN(4))
+		path := fmt.Sprintf("tinker://run%d/%s/%d", rng.IntN(2), []string{api.KindState, api.KindSampler, api.KindExternal}[rng.IntN(3)], rng.IntN(4))
 		p, it := parse(path), m.find(path)
 		what := fmt.Sprintf("step %d: %s", step, path)
 		switch k := rng.IntN(20); {

@@ -9,14 +9,14 @@ from typing import Any, Literal
 from ..exceptions import RequestErrorCategory
 from ._record import Record
 
-CheckpointType = Literal["training", "sampler"]
+CheckpointType = Literal["training", "sampler", "external"]
 
-_KINDS: dict[str, CheckpointType] = {"weights": "training", "sampler_weights": "sampler"}
+_KINDS: dict[str, CheckpointType] = {"weights": "training", "sampler_weights": "sampler", "external_weights": "external"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(Record):
-    """A checkpoint. checkpoint_id: weights/NAME or sampler_weights/NAME. size_bytes: of its tensors."""
+    """A checkpoint. checkpoint_id: weights/NAME, sampler_weights/NAME or external_weights/NAME. size_bytes: of its tensors."""
 
     checkpoint_id: str
     checkpoint_type: CheckpointType
