@@ -24,10 +24,7 @@ func WriteAdapter(dir string, a *Adapter) error {
 // WriteAdapterTo is WriteAdapter on any disk. With replace false, an adapter that is there is refused. check, which may be nil, is called
 // with the whole folder, under the name that it has before it is put in its place. Errors do not name dir.
 func WriteAdapterTo(d disk.FS, dir string, a *Adapter, replace bool, check func(staged string) error) error {
-	if err := a.check(); err != nil {
-		return err
-	}
-	if err := a.covered(); err != nil {
+	if err := a.writable(); err != nil {
 		return err
 	}
 	mayReplace := func(names []string) error {
@@ -45,6 +42,25 @@ func WriteAdapterTo(d disk.FS, dir string, a *Adapter, replace bool, check func(
 		return err
 	})
 }
+
+// writable says what of a cannot be written, or nil.
+func (a *Adapter) writable() error {
+	if err := a.check(); err != nil {
+		return err
+	}
+	return a.covered()
+}
+
+// WeightsBytes is the size of adapter_model.safetensors. What WriteAdapter refuses, it refuses, too.
+func (a *Adapter) WeightsBytes() (int64, error) {
+	if err := a.writable(); err != nil {
+		return 0, err
+	}
+	return SafetensorsSize(a.sources(), peftMetadata)
+}
+
+// WriteWeights writes adapter_model.safetensors as WriteAdapter does.
+func (a *Adapter) WriteWeights(w io.Writer) error { return WriteSafetensors(w, a.sources(), peftMetadata) }
 
 // sources are the tensors of the folder's file.
 func (a *Adapter) sources() []Source {
@@ -81,10 +97,7 @@ func (a *Adapter) writeFiles(f *disk.Folder) error {
 	if err != nil {
 		return err
 	}
-	err = f.Write(adapterName, func(w io.Writer) error {
-		return WriteSafetensors(w, a.sources(), peftMetadata)
-	})
-	if err != nil {
+	if err := f.Write(adapterName, a.WriteWeights); err != nil {
 		return in(adapterName, err)
 	}
 	return in(adapterConfigName, f.Write(adapterConfigName, func(w io.Writer) error {

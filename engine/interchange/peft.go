@@ -43,6 +43,19 @@ func PlanPEFT(a *Adapter, o PEFTOptions) (*Export, error) {
 }
 
 func planPEFT(a *Adapter, o PEFTOptions) (*Export, error) {
+	x, p, err := layPEFT(a, o)
+	if err != nil {
+		return nil, err
+	}
+	if x.Bytes, err = p.out.FolderBytes(); err != nil {
+		return nil, err
+	}
+	x.write = p.write
+	return x, nil
+}
+
+// layPEFT decides what a folder will hold.
+func layPEFT(a *Adapter, o PEFTOptions) (*Export, *peftFolder, error) {
 	x := &Export{Format: "peft"}
 	p := &peftFolder{source: a, cache: layerCache{a: a}}
 	p.out = hf.Adapter{BaseModel: a.BaseModel, Rank: a.Lora.Rank, Alpha: lora.Alpha(a.Lora, a.Scale)}
@@ -52,7 +65,7 @@ func planPEFT(a *Adapter, o PEFTOptions) (*Export, error) {
 	for _, t := range a.Factors {
 		k, known := kindOf(t.Name)
 		if !known {
-			return nil, api.Errorf(api.Unsupported, "factor %s is of no module that PEFT adapters are known to have", t.Name)
+			return nil, nil, api.Errorf(api.Unsupported, "factor %s is of no module that PEFT adapters are known to have", t.Name)
 		}
 		has[k] = true
 		switch {
@@ -81,21 +94,16 @@ func planPEFT(a *Adapter, o PEFTOptions) (*Export, error) {
 	if has[lora.Unembed] {
 		note, err := p.planHead(o)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if note != "" {
 			x.Notes = append(x.Notes, note)
 		}
 	}
 	if len(p.out.Tensors) == 0 { // PEFT has no adapter that is a whole module alone
-		return nil, api.Errorf(api.BadRequest, "without the factors of the output projection nothing is left")
+		return nil, nil, api.Errorf(api.BadRequest, "without the factors of the output projection nothing is left")
 	}
-	var err error
-	if x.Bytes, err = p.out.FolderBytes(); err != nil {
-		return nil, err
-	}
-	x.write = p.write
-	return x, nil
+	return x, p, nil
 }
 
 // planHead decides about the output projection.
@@ -147,6 +155,17 @@ func (p *peftFolder) write(ctx context.Context, dir string, o WriteOptions) erro
 		size += int64(len(p.head.weight.Data))
 	}
 	count := newProgress(o, 2*size)
+	return hf.WriteAdapterTo(o.disk, dir, p.filled(ctx, count), o.Replace, func(staged string) error {
+		err := p.compare(ctx, staged, count)
+		if err != nil {
+			return fmt.Errorf("reading it again: %w", err)
+		}
+		return nil
+	})
+}
+
+// filled is the adapter with streams that read its values when they are written.
+func (p *peftFolder) filled(ctx context.Context, count *progress) *hf.Adapter {
 	out := p.out
 	out.Tensors = slices.Clone(p.out.Tensors)
 	for i := range out.Tensors {
@@ -167,13 +186,7 @@ func (p *peftFolder) write(ctx context.Context, dir string, o WriteOptions) erro
 		s.Write = func(w io.Writer) error { return p.head.write(ctx, w, count) }
 		out.Saved = map[string]hf.Source{head: s}
 	}
-	return hf.WriteAdapterTo(o.disk, dir, &out, o.Replace, func(staged string) error {
-		err := p.compare(ctx, staged, count)
-		if err != nil {
-			return fmt.Errorf("reading it again: %w", err)
-		}
-		return nil
-	})
+	return &out
 }
 
 // compare reads the folder again and compares every byte of every tensor.

@@ -55,6 +55,23 @@ func TestPEFTRoundTrip(t *testing.T) {
 			if int64(size) != x.Bytes {
 				t.Errorf("%d bytes, %d were announced", size, x.Bytes)
 			}
+			sent, err := PEFTFiles(FromCheckpoint(opened(t, st, was.Path)), c.o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			folder := files(t, dir)
+			folder[completeFile] = ""
+			for _, f := range sent {
+				for range 2 {
+					var b bytes.Buffer
+					if err := f.Write(ctx, &b); err != nil || b.String() != folder[f.Name] || int64(b.Len()) != f.Bytes {
+						t.Errorf("%s: %d bytes (%v), announced %d, in the folder %d", f.Name, b.Len(), err, f.Bytes, len(folder[f.Name]))
+					}
+				}
+			}
+			if len(sent) != len(folder) || sent[len(sent)-1].Name != completeFile {
+				t.Errorf("%d files, wanted %d with %s as the last", len(sent), len(folder), completeFile)
+			}
 			if !strings.Contains(files(t, dir)[configFile], `"lora_alpha": 32,`) {
 				t.Errorf("%s", files(t, dir)[configFile])
 			}
