@@ -60,7 +60,9 @@ func (a *Adapter) WeightsBytes() (int64, error) {
 }
 
 // WriteWeights writes adapter_model.safetensors as WriteAdapter does.
-func (a *Adapter) WriteWeights(w io.Writer) error { return WriteSafetensors(w, a.sources(), peftMetadata) }
+func (a *Adapter) WriteWeights(w io.Writer) error {
+	return WriteSafetensors(w, a.sources(), peftMetadata)
+}
 
 // sources are the tensors of the folder's file.
 func (a *Adapter) sources() []Source {
