@@ -22,11 +22,6 @@ require (
 )
 
 require (
-	golang.org/x/net v0.62.0 // cmd/tinker-local: limit on connections of serve (netutil)
-	golang.org/x/sync v0.25.0 // cmd/tinker-local/server: memory of request bodies (semaphore)
-)
-
-require (
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect
 	github.com/dgraph-io/ristretto/v2 v2.2.0 // indirect
 	github.com/dustin/go-humanize v1.0.1 // indirect
@@ -44,5 +39,6 @@ require (
 	go.opentelemetry.io/otel/metric v1.41.0 // indirect
 	go.opentelemetry.io/otel/trace v1.41.0 // indirect
 	golang.org/x/mod v0.41.0 // indirect
+	golang.org/x/sync v0.24.0 // indirect
 	golang.org/x/tools v0.51.0 // indirect
 )

@@ -68,6 +68,17 @@ func submit[T any](p Place, name string, kind queue.Kind, build func(f *Future[T
 	return f, nil
 }
 
+// Awaited reports whether all that waits in the run waits for an operation at p, which has not come yet. Whoever refuses it for
+// want of room should know that what waits needs it in order to go.
+func (p Place) Awaited() bool {
+	if !p.numbered {
+		return false
+	}
+	p.run.e.mu.Lock()
+	defer p.run.e.mu.Unlock()
+	return p.run.line.Awaits(p.seq)
+}
+
 // Refuse uses the place up for a request that the door could not read, so that nothing waits for it. Repeats of its number get
 // why. It does nothing at a number that is used already, or without one.
 func (p Place) Refuse(why error) {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"os/signal"
 	"runtime"
@@ -16,8 +15,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/net/netutil"
-
 	"tinkerlocal/cmd/tinker-local/server"
 	"tinkerlocal/engine"
 	"tinkerlocal/engine/api"
@@ -34,14 +31,8 @@ type serveFlags struct {
 	logLevel, logFormat        string
 }
 
-// Bounds of one connection. Bodies and polls have their own: see server.Limits.
-const (
-	maxConnections = 4096
-	maxHeaderBytes = 64 << 10
-	headerTime     = 10 * time.Second
-	idleTime       = 2 * time.Minute
-	answerTime     = 5 * time.Second // for the last answers of a server that is stopped
-)
+// answerTime is for the last answers of a server that is stopped.
+const answerTime = 5 * time.Second
 
 func serveCommand(a *app) *cobra.Command {
 	var f serveFlags
@@ -96,10 +87,10 @@ func (a *app) serve(ctx context.Context, f serveFlags) (err error) {
 		return api.Errorf(api.BadRequest, "--listen %s: %w", f.listen, err)
 	}
 	defer listener.Close()
+	limits := server.Limits{SessionIdle: f.sessionIdle}.WithDefaults()
+	listener = server.Listen(listener, limits.Connections)
 	if certificate != nil {
-		listener = tls.NewListener(netutil.LimitListener(listener, maxConnections), certificate)
-	} else {
-		listener = netutil.LimitListener(listener, maxConnections)
+		listener = tls.NewListener(listener, certificate)
 	}
 	here, err := a.announce(listener.Addr(), certificate != nil)
 	if err != nil {
@@ -108,12 +99,9 @@ func (a *app) serve(ctx context.Context, f serveFlags) (err error) {
 	defer here.remove()
 	s := server.New(server.Options{
 		Engine: e, Describe: a.describer(), Keys: keys, Admin: here.Key, Secret: here.secret, Hosts: f.hosts(listener.Addr()), PublicURL: f.publicURL,
-		AddPlugin: f.uploader(a, log), Limits: server.Limits{SessionIdle: f.sessionIdle}, Log: log,
+		AddPlugin: f.uploader(a, log), Limits: limits, Log: log,
 	})
-	web := &http.Server{
-		Handler: s, ReadHeaderTimeout: headerTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeaderBytes,
-		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}
+	web := s.Web()
 	served := make(chan error, 1)
 	go func() { served <- web.Serve(listener) }()
 	if err := preload(ctx, e, f.models); err != nil {

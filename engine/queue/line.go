@@ -76,7 +76,8 @@ func (l *Line[T]) Find(seq int64) (T, bool) {
 }
 
 // At places v at seq. When seq is taken, the operation that has it is returned instead with fresh
-// false: what a repeat asks for is not looked at. It is an error when the line is full or seq has passed.
+// false: what a repeat asks for is not looked at. It is an error when the line is full or seq has passed; a full line still takes
+// what it awaits.
 func (l *Line[T]) At(seq int64, kind Kind, v T) (_ T, fresh bool, err error) {
 	if first, ok := l.Find(seq); ok {
 		return first, false, nil
@@ -84,11 +85,29 @@ func (l *Line[T]) At(seq int64, kind Kind, v T) (_ T, fresh bool, err error) {
 	if err := l.free(seq); err != nil {
 		return v, false, err
 	}
-	if l.queued >= l.lim.Queued {
+	if l.queued >= l.lim.Queued && !l.Awaits(seq) {
 		return v, false, api.Errorf(api.Busy, "%d requests of this run are waiting, the limit is %d", l.queued, l.lim.Queued)
 	}
 	l.put(seq, &slot[T]{v: v, kind: kind, numbered: true})
 	return v, true, nil
+}
+
+// Awaits reports whether everything that waits, waits for seq: it is the lowest missing number. A full line
+// takes it all the same, since nothing would ever leave the line without it.
+func (l *Line[T]) Awaits(seq int64) bool {
+	if l.queued == 0 {
+		return false
+	}
+	for n := l.next; n <= seq && n < l.end; n++ {
+		s := l.slots[n]
+		switch {
+		case s == nil:
+			return n == seq
+		case s.state == waiting:
+			return false
+		}
+	}
+	return false
 }
 
 // Refuse uses up seq for a request that was rejected: v answers its repeats and nothing runs. It does

@@ -95,6 +95,10 @@ func (s *Server) archive(c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !s.downloads.take("", 1) {
+		return nil, refuse(http.StatusServiceUnavailable, api.Busy, "%d downloads are under way, the limit is that", s.lim.Downloads)
+	}
+	c.later(func() { s.downloads.give("", 1) })
 	r, err := st.Open(c.Context(), p)
 	if err != nil {
 		return nil, err

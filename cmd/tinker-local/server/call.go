@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
@@ -20,8 +19,12 @@ type call struct {
 	*http.Request
 	w     http.ResponseWriter
 	owner string
-	admin bool // it comes from this program's own command line
+	admin bool     // it comes from this program's own command line
+	after []func() // called when the answer has been sent
 }
+
+// later has f called when the answer has been sent.
+func (c *call) later(f func()) { c.after = append(c.after, f) }
 
 // reply is an answer that is not plain JSON with status 200.
 type reply struct {
@@ -47,75 +50,59 @@ func jsonReply(status int, v any) (reply, error) {
 // serve answers one request of a route.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request, to route) {
 	c := &call{Request: r, w: w}
-	if !to.public {
-		if err := s.identify(c); err != nil {
-			s.refuse(w, r, err)
-			return
+	defer func() {
+		for _, f := range c.after {
+			f()
 		}
-	}
-	v, err := to.answer(s, c)
+	}()
+	v, err := s.answer(c, to)
 	if err != nil {
 		s.refuse(w, r, err)
 		return
 	}
 	switch v := v.(type) {
 	case nil:
-		w.WriteHeader(http.StatusNoContent)
+		s.send(w, reply{status: http.StatusNoContent})
 	case reply:
-		send(w, v)
+		s.send(w, v)
 	case stream:
-		s.send(c, v)
+		s.sendStream(c, v)
 	default:
 		out, err := jsonReply(http.StatusOK, v)
 		if err != nil {
 			s.refuse(w, r, err)
 			return
 		}
-		send(w, out)
+		s.send(w, out)
 	}
 }
 
-func send(w http.ResponseWriter, v reply) {
-	h := w.Header()
-	h.Set("Content-Type", v.kind)
-	h.Set("Content-Length", strconv.Itoa(len(v.body)))
-	w.WriteHeader(v.status)
-	w.Write(v.body) // a client that has gone away will ask again
-}
-
-// send writes a stream. One that fails in the middle ends the connection, so that no client takes a part for the whole.
-func (s *Server) send(c *call, v stream) {
-	defer v.close()
-	h := c.w.Header()
-	h.Set("Content-Type", v.kind)
-	h.Set("Content-Length", strconv.FormatInt(v.bytes, 10))
-	h.Set("Content-Disposition", `attachment; filename="`+v.name+`"`)
-	c.w.WriteHeader(http.StatusOK)
-	if c.Method == http.MethodHead {
-		return
+// answer asks a route, once it is known whose the call is and that its owner has no more than their share of calls under way.
+func (s *Server) answer(c *call, to route) (any, error) {
+	if !to.public {
+		if err := s.identify(c); err != nil {
+			return nil, err
+		}
+		if !s.calls.take(c.owner, 1) {
+			return nil, api.Errorf(api.Busy, "too many requests of %s are being answered", c.owner)
+		}
+		c.later(func() { s.calls.give(c.owner, 1) })
 	}
-	if err := v.write(c.Context(), c.w); err != nil {
-		s.log.Warn("download ended early", "path", c.URL.Path, "err", err)
-		panic(http.ErrAbortHandler)
-	}
+	return to.answer(s, c)
 }
 
 // refuse answers with an error. Its body says what is wrong; what the server cannot help is logged.
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	status := statusOf(api.CodeOf(err))
 	var own refusal
-	var tooBig *http.MaxBytesError
-	switch {
-	case errors.As(err, &own):
+	if errors.As(err, &own) {
 		status = own.status
-	case errors.As(err, &tooBig):
-		status = http.StatusRequestEntityTooLarge
 	}
 	level := s.log.Debug
 	if status >= http.StatusInternalServerError && status != http.StatusServiceUnavailable {
 		level = s.log.Error
 	}
-	level("request refused", "method", r.Method, "path", r.URL.Path, "status", status, "err", err)
+	level("request refused", "request_id", requestID(w), "method", r.Method, "path", clipped(r.URL.Path), "status", status, "err", err)
 	if status == http.StatusTooManyRequests {
 		w.Header().Set("Retry-After", "1")
 	}
@@ -123,34 +110,51 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	if bad != nil {
 		panic(bad) // two strings
 	}
-	send(w, v)
+	s.send(w, v)
 }
 
-// read reads a JSON body into r.
-func (s *Server) read(c *call, r wire.Request) error {
-	return s.withBody(c, s.lim.Body, func(body []byte) error { return wire.DecodeRequest(body, r) })
+// read reads a JSON body into r: one that holds no prompt.
+func (s *Server) read(c *call, r wire.Request) error { return s.readUpTo(c, s.lim.SmallBody, r) }
+
+func (s *Server) readUpTo(c *call, limit int64, r wire.Request) error {
+	return s.withBody(c, limit, func(body []byte) error { return wire.DecodeRequest(body, r) })
 }
 
-// withBody reads a body of at most limit bytes and hands it to decode. What is being decoded at one time is bounded.
+// freeBody is how much of a body is read without asking for room: as many of them as there are connections are no harm, and what
+// keeps clients alive need not wait behind large requests.
+const freeBody = 64 << 10
+
+// withBody reads a body of at most limit bytes and hands it to decode. What is being read and decoded at one time is bounded: a
+// body takes room as it comes in, not as it says that it will.
 func (s *Server) withBody(c *call, limit int64, decode func(body []byte) error) error {
-	need := limit
-	if n := c.ContentLength; n >= 0 && c.Header.Get("Content-Encoding") == "" {
-		if n > limit {
-			return refuse(http.StatusRequestEntityTooLarge, api.BadRequest, "the body has %d bytes, the limit is %d", n, limit)
+	if n := c.ContentLength; n > limit {
+		return refuse(http.StatusRequestEntityTooLarge, api.BadRequest, "the body has %d bytes, the limit is %d", n, limit)
+	}
+	until := time.Now().Add(s.lim.BodyTime)
+	connection := http.NewResponseController(c.w)
+	// Deadlines that cannot be set are those of a handler without a connection.
+	_ = connection.SetReadDeadline(until)
+	taken := int64(0)
+	defer func() { s.bodies.give(c.owner, taken) }()
+	room := func(n int64) error {
+		if taken == 0 && n <= freeBody/2 { // the buffer doubles
+			return nil
 		}
-		need = n
+		if taken == 0 {
+			n += freeBody
+		}
+		if err := s.bodies.wait(c.Context(), c.owner, n, until); err != nil {
+			return err
+		}
+		taken += n
+		return nil
 	}
-	need = min(need, s.lim.Bodies)
-	// A deadline that cannot be set is that of a handler without a connection.
-	_ = http.NewResponseController(c.w).SetReadDeadline(time.Now().Add(s.lim.BodyTime))
-	if err := s.bodies.Acquire(c.Context(), need); err != nil {
-		return api.Errorf(api.Busy, "too many requests are being read: %w", err)
-	}
-	defer s.bodies.Release(need)
-	body, err := wire.ReadBody(c.Body, c.Header.Get("Content-Encoding"), limit)
+	body, err := wire.ReadBody(c.Body, c.Header.Get("Content-Encoding"), limit, room)
 	var known *api.Error
 	switch {
 	case err == nil:
+	case errors.Is(err, wire.ErrTooLarge):
+		return refuse(http.StatusRequestEntityTooLarge, api.BadRequest, "%w", err)
 	case errors.As(err, &known):
 		return err
 	case errors.Is(err, os.ErrDeadlineExceeded):
@@ -158,6 +162,8 @@ func (s *Server) withBody(c *call, limit int64, decode func(body []byte) error) 
 	default:
 		return api.Errorf(api.BadRequest, "the body broke off: %w", err)
 	}
+	// Whoever waits for a result after this is not to be cut off.
+	_ = connection.SetReadDeadline(time.Time{})
 	return decode(body)
 }
 
@@ -167,5 +173,5 @@ func (c *call) sends(kind string) bool {
 	return strings.EqualFold(strings.TrimSpace(got), kind)
 }
 
-// accepts says whether the client reads protobuf.
+// acceptsProtobuf says whether the client reads protobuf.
 func (c *call) acceptsProtobuf() bool { return strings.Contains(c.Header.Get("Accept"), wire.Protobuf) }

@@ -35,7 +35,7 @@ func (s *Server) dynamicConfig(c *call) (any, error) {
 
 // telemetry takes what clients tell and throws it away: it may hold a key, and it is nobody's business here.
 func (s *Server) telemetry(c *call) (any, error) {
-	err := s.withBody(c, s.lim.Body, func([]byte) error { return nil })
+	err := s.withBody(c, s.lim.PromptBody, func([]byte) error { return nil })
 	return wire.TelemetryAccepted(), err
 }
 

@@ -6,6 +6,7 @@ import (
 	"crypto/subtle"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"tinkerlocal/engine"
@@ -37,8 +38,11 @@ func ReadKeys(r io.Reader) (*Keys, error) {
 			continue
 		}
 		words := strings.Fields(line)
-		if len(words) != 2 {
+		switch {
+		case len(words) != 2:
 			return nil, api.Errorf(api.BadRequest, "line %d has %d words, wanted an owner and a key", n, len(words))
+		case strings.HasPrefix(words[0], KeyPrefix): // not told: it is a key
+			return nil, api.Errorf(api.BadRequest, "line %d begins with %s, wanted an owner and then a key", n, KeyPrefix)
 		}
 		if err := k.Add(words[0], words[1]); err != nil {
 			return nil, fmt.Errorf("line %d: %w", n, err)
@@ -66,6 +70,11 @@ func (k *Keys) Add(owner, key string) error {
 	}
 	k.owners = append(k.owners, keyOwner{sha256.Sum256([]byte(key)), owner})
 	return nil
+}
+
+// several says whether there is more than one owner.
+func (k *Keys) several() bool {
+	return k != nil && slices.ContainsFunc(k.owners, func(o keyOwner) bool { return o.owner != k.owners[0].owner })
 }
 
 // owner says whose a key is. It takes as long for a wrong key as for a right one.

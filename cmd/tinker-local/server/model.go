@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"fmt"
 
 	"tinkerlocal/cmd/tinker-local/server/wire"
@@ -27,19 +28,66 @@ func (s *Server) createModel(c *call) (any, error) {
 		return nil, err
 	}
 	id := fmt.Sprintf("%s:train:%d", sess.id, r.ModelSeqID)
-	return s.submit(id+":create", c.owner, func() (*op, error) {
+	sess.placing.Lock()
+	defer sess.placing.Unlock()
+	return s.submit(order{id: id + ":create", session: sess, start: func() (*op, error) {
+		if !s.runPlaces.take(c.owner, 1) && !(s.reap(c.owner) && s.runPlaces.take(c.owner, 1)) {
+			return nil, api.Errorf(api.Busy, "%d models of %s are open, the limit is %d for all owners", s.runPlaces.of(c.owner), c.owner, s.runPlaces.limit)
+		}
 		f, err := sess.engine.At(r.ModelSeqID).NewRun(r.API())
 		if err != nil {
+			s.runPlaces.give(c.owner, 1)
 			return nil, err
 		}
-		made := &run{id: id, session: sess, made: f, base: r.BaseModel, rank: r.API().Lora.Rank}
-		s.mu.Lock()
-		if s.sessions[sess.id] == sess {
-			sess.runs[id], s.runs[id] = made, made
+		s.addRun(&run{id: id, session: sess, made: f, base: r.BaseModel, rank: r.API().Lora.Rank})
+		return newOp(f, nil, asJSON(func(r *engine.Run) any { return wire.ModelCreated(r.ID()) })), nil
+	}})
+}
+
+// addRun takes over a place.
+func (s *Server) addRun(r *run) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sessions[r.session.id] != r.session { // it was closed meanwhile
+		s.runPlaces.give(r.session.owner, 1)
+		return
+	}
+	if was, ok := s.runs[r.id]; ok { // its first answer was forgotten
+		s.dropRun(was)
+	}
+	r.session.runs[r.id], s.runs[r.id] = r, r
+}
+
+// dropRun forgets a run. s.mu is held.
+func (s *Server) dropRun(r *run) {
+	if s.runs[r.id] == r {
+		delete(s.runs, r.id)
+		delete(r.session.runs, r.id)
+		s.runPlaces.give(r.session.owner, 1)
+	}
+}
+
+// dropFailed forgets runs and samplers that could not be made. s.mu is held.
+func (s *Server) dropFailed() {
+	for _, r := range s.runs {
+		if failed(r.made) {
+			s.dropRun(r)
 		}
-		s.mu.Unlock()
-		return newOp(id+":create", c.owner, f, asJSON(func(r *engine.Run) any { return wire.ModelCreated(r.ID()) })), nil
-	})
+	}
+	for _, p := range s.samplers {
+		if failed(p.made) {
+			s.dropSampler(p)
+		}
+	}
+}
+
+// failed says whether a future ended with an error.
+func failed[T any](f *engine.Future[T]) bool {
+	if f.State() != engine.Ended {
+		return false
+	}
+	_, err := f.Wait(context.Background())
+	return err != nil
 }
 
 // run finds a run of the caller's that is ready.
@@ -100,18 +148,18 @@ func (s *Server) unloadModel(c *call) (any, error) {
 		return nil, err
 	}
 	id := r.ModelID + ":unload"
-	return s.submit(id, c.owner, func() (*op, error) {
-		model, open, err := s.run(c, r.ModelID)
-		if err != nil {
-			return nil, err
-		}
+	if o, ok := s.find(id, c.owner); ok {
+		return o.reply, nil
+	}
+	model, open, err := s.run(c, r.ModelID)
+	if err != nil {
+		return nil, err
+	}
+	return s.submit(order{id: id, session: model.session, start: func() (*op, error) {
 		open.Close()
 		s.mu.Lock()
-		delete(s.runs, model.id)
-		delete(model.session.runs, model.id)
+		s.dropRun(model)
 		s.mu.Unlock()
-		return &op{id: id, owner: c.owner, work: ended{}, reply: wire.Future{RequestID: id}, result: func(bool) (reply, error) {
-			return jsonReply(200, wire.UnloadModelResponse{ModelID: model.id})
-		}}, nil
-	})
+		return endedOp(func() (reply, error) { return jsonReply(200, wire.UnloadModelResponse{ModelID: model.id}) }), nil
+	}})
 }

@@ -1,7 +1,9 @@
 package server
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"time"
 
 	"tinkerlocal/cmd/tinker-local/server/wire"
@@ -11,20 +13,28 @@ import (
 
 // op is work that a client was given a request id for. It stays until its result has been fetched, and a while longer.
 type op struct {
-	id, owner string
-	work      work
-	sample    bool // it is cancelled when nobody waits for it
-	reply     wire.Future
+	id      string
+	owner   string
+	session *session // it is alive when the op is asked for
+	work    work
+	sample  bool // it is cancelled when nobody waits for it
+	reply   wire.Future
 
-	// result is the answer to retrieve_future, once the work is done.
+	// result is the answer to retrieve_future, and size about how many bytes it takes here, once the work is done.
 	result func(protobuf bool) (reply, error)
+	size   func() int64
 
 	// guarded by Server.mu
+	held      int64     // bytes of Server.held that are its
+	settled   bool      // it is known that the work is done
 	polled    time.Time // last asked for; at first, when it was submitted
 	asked     bool      // a client has asked for it
 	fetched   time.Time // first answered; zero: not yet
 	announced bool      // its size was told
 }
+
+// opKey is how an op is found: others' ops are not there.
+type opKey struct{ owner, id string }
 
 // work is a future of the engine, whatever its result is.
 type work interface {
@@ -33,15 +43,28 @@ type work interface {
 	Cancel()
 }
 
-// newOp is the op of a future whose result encode writes.
-func newOp[T any](id, owner string, f *engine.Future[T], encode func(v T, protobuf bool) (reply, error)) *op {
-	return &op{id: id, owner: owner, work: f, reply: wire.Future{RequestID: id}, result: func(protobuf bool) (reply, error) {
-		v, err := f.Wait(context.Background()) // it is done
-		if err != nil {
-			return reply{}, err
-		}
-		return encode(v, protobuf)
-	}}
+// smallResult is about what an op takes whose result is a few lines.
+const smallResult = 1 << 10
+
+// newOp is the op of a future whose result encode writes; size is about how many bytes a result takes, nil: few.
+func newOp[T any](f *engine.Future[T], size func(T) int64, encode func(v T, protobuf bool) (reply, error)) *op {
+	return &op{
+		work: f,
+		result: func(protobuf bool) (reply, error) {
+			v, err := f.Wait(context.Background()) // it is done
+			if err != nil {
+				return reply{}, err
+			}
+			return encode(v, protobuf)
+		},
+		size: func() int64 {
+			v, err := f.Wait(context.Background())
+			if err != nil || size == nil {
+				return smallResult
+			}
+			return smallResult + size(v)
+		},
+	}
 }
 
 // asJSON makes an encoder of a result that is JSON for every client.
@@ -49,9 +72,11 @@ func asJSON[T any](convert func(T) any) func(T, bool) (reply, error) {
 	return func(v T, _ bool) (reply, error) { return jsonReply(200, convert(v)) }
 }
 
-// failedOp is the op of a request that was refused for what it asks.
-func failedOp(id, owner string, err error) *op {
-	return &op{id: id, owner: owner, work: ended{}, reply: wire.Future{RequestID: id}, result: func(bool) (reply, error) { return reply{}, err }}
+// endedOp is the op of work that is done at once.
+func endedOp(result func() (reply, error)) *op {
+	return &op{
+		work: ended{}, result: func(bool) (reply, error) { return result() }, size: func() int64 { return smallResult },
+	}
 }
 
 // ended is work that is done from the beginning.
@@ -63,44 +88,162 @@ func (ended) Done() <-chan struct{} { return closedChannel }
 func (ended) State() engine.State   { return engine.Ended }
 func (ended) Cancel()               {}
 
+// order asks for work.
+type order struct {
+	id      string
+	session *session // whose it is
+	bytes   int64    // that it will hold
+	sample  bool
+	waited  func() bool // others wait for it and hold what it needs; nil: none do
+	start   func() (*op, error)
+}
+
 // find is the op with an id, if it is owner's.
 func (s *Server) find(id, owner string) (*op, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	o, ok := s.ops[id]
-	return o, ok && o.owner == owner
+	o, ok := s.ops[opKey{owner, id}]
+	return o, ok
 }
 
-// submit answers with the op that has the id, or with the one that make makes.
-func (s *Server) submit(id, owner string, make func() (*op, error)) (any, error) {
-	if o, ok := s.find(id, owner); ok {
+// submit answers with the op that has the order's id, or with one that it starts.
+func (s *Server) submit(w order) (any, error) {
+	owner := w.session.owner
+	w.bytes = min(w.bytes+smallResult, s.lim.Held) // one that asks for more than there is gets all
+	if o, ok := s.find(w.id, owner); ok {
 		return o.reply, nil
 	}
-	s.mu.Lock()
-	stopped, full := s.stopped, len(s.ops) >= s.lim.Ops
-	s.mu.Unlock()
-	switch {
-	case stopped:
-		return nil, errStopping
-	case full:
-		return nil, api.Errorf(api.Busy, "%d results wait to be fetched, the limit is %d", s.lim.Ops, s.lim.Ops)
+	if err := s.admit(w); err != nil {
+		return nil, err
 	}
-	o, err := make()
+	o, err := w.start()
 	switch code := api.CodeOf(err); {
 	case err == nil:
 	case code == api.Busy, code == api.Closed:
+		s.release(w.sample, owner, w.bytes)
 		return nil, err // nothing is used up: the client comes again
 	default:
-		o = failedOp(id, owner, err)
+		o = endedOp(func() (reply, error) { return reply{}, err })
 	}
+	o.id, o.owner, o.session, o.sample, o.held = w.id, owner, w.session, w.sample, w.bytes
+	o.reply.RequestID = w.id
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if first, ok := s.ops[id]; ok && first.owner == owner { // a repeat was quicker; the engine has taken both for one
+	key := opKey{owner, w.id}
+	if first, ok := s.ops[key]; ok { // a repeat was quicker; the engine has taken both for one
+		s.release(w.sample, owner, w.bytes)
 		return first.reply, nil
 	}
 	o.polled = s.opt.Now()
-	s.ops[id] = o
+	s.ops[key], s.open[o] = o, true
 	return o.reply, nil
+}
+
+// admit takes what an order holds from its owner's share.
+func (s *Server) admit(w order) error {
+	owner := w.session.owner
+	if s.isStopped() {
+		return errStopping
+	}
+	err := s.reserve(w, owner)
+	if err != nil && s.reap(owner) {
+		err = s.reserve(w, owner)
+	}
+	return err
+}
+
+// reserve is admit without making room.
+func (s *Server) reserve(w order, owner string) error {
+	if !s.places.take(owner, 1) {
+		return api.Errorf(api.Busy, "%d requests of %s wait for their results to be fetched, the limit is %d for all owners", s.places.of(owner), owner, s.lim.Ops)
+	}
+	if w.sample && !s.samples.take(owner, 1) {
+		s.places.give(owner, 1)
+		return api.Errorf(api.Busy, "%d samples of %s are under way, the limit is %d for all owners", s.samples.of(owner), owner, s.samples.limit)
+	}
+	if s.held.take(owner, w.bytes) || w.waited != nil && w.waited() && s.held.force(owner, w.bytes) {
+		return nil
+	}
+	s.places.give(owner, 1)
+	if w.sample {
+		s.samples.give(owner, 1)
+	}
+	return api.Errorf(api.Busy, "requests of %s hold %d bytes, this one needs %d and the limit is %d for all owners", owner, s.held.of(owner), w.bytes, s.lim.Held)
+}
+
+// release is the opposite of reserve. running: the op is a sample that has not ended, as far as is known.
+func (s *Server) release(running bool, owner string, bytes int64) {
+	s.places.give(owner, 1)
+	s.held.give(owner, bytes)
+	if running {
+		s.samples.give(owner, 1)
+	}
+}
+
+// settle notes that the op's work is done: from now on it holds its result, no more. s.mu is held.
+func (s *Server) settle(o *op) {
+	if o.settled || !o.done() {
+		return
+	}
+	o.settled = true
+	delete(s.open, o)
+	if o.sample {
+		s.samples.give(o.owner, 1)
+	}
+	now := o.size()
+	s.held.give(o.owner, o.held-now)
+	o.held = now
+}
+
+// forget removes an op. s.mu is held.
+func (s *Server) forget(o *op) {
+	key := opKey{o.owner, o.id}
+	if s.ops[key] != o {
+		return
+	}
+	delete(s.ops, key)
+	delete(s.open, o)
+	s.release(o.sample && !o.settled, o.owner, o.held)
+}
+
+// reapEvery bounds how often an owner who has too much makes the server look for what can go.
+const reapEvery = 100 * time.Millisecond
+
+// spareAge is how old a result must be to be given up when its owner needs room and nobody has fetched it.
+const spareAge = 75 * time.Second
+
+// reap gives up results of an owner's that were fetched, or that nobody seems to wait for: the oldest quarter. It reports whether there may be room now.
+func (s *Server) reap(owner string) bool {
+	now := s.opt.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now.Sub(s.reaped[owner]).Abs() < reapEvery {
+		return false
+	}
+	s.reaped[owner] = now
+	for o := range s.open {
+		s.settle(o)
+	}
+	s.dropFailed()
+	var spare []*op
+	for key, o := range s.ops {
+		if key.owner == owner && o.settled && (!o.fetched.IsZero() || now.Sub(o.polled) > spareAge) {
+			spare = append(spare, o)
+		}
+	}
+	slices.SortFunc(spare, func(a, b *op) int {
+		if waited := a.fetched.IsZero(); waited != b.fetched.IsZero() {
+			if waited {
+				return 1
+			}
+			return -1
+		}
+		return cmp.Or(a.fetched.Compare(b.fetched), a.polled.Compare(b.polled))
+	})
+	for _, o := range spare[:(len(spare)+3)/4] {
+		s.forget(o)
+	}
+	return true
 }
 
 // done reports whether the work has ended.
@@ -115,16 +258,14 @@ func (o *op) done() bool {
 
 // forgotten says whether nobody will ask for the op again. Server.mu is held.
 func (o *op) forgotten(now time.Time, l Limits) bool {
-	if !o.done() {
-		return false
+	keep := l.Unclaimed
+	if o.sample || !o.fetched.IsZero() {
+		keep = l.Keep
 	}
-	if !o.fetched.IsZero() {
-		return now.Sub(o.fetched) > l.Keep && now.Sub(o.polled) > l.Keep
-	}
-	return now.Sub(o.polled) > l.Unclaimed
+	return o.settled && now.Sub(o.fetched) > keep && now.Sub(o.polled) > keep
 }
 
 // abandoned says whether the op is a sample whose client is gone. Server.mu is held.
 func (o *op) abandoned(now time.Time, l Limits) bool {
-	return o.sample && !o.done() && now.Sub(o.polled) > l.SamplePatience
+	return o.sample && !o.settled && now.Sub(o.polled) > l.SamplePatience
 }

@@ -1,7 +1,9 @@
 package server
 
 import (
+	"errors"
 	"net/http"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -18,28 +20,45 @@ func (s *Server) retrieveFuture(c *call) (any, error) {
 	}
 	o, ok := s.find(r.RequestID, c.owner)
 	if !ok {
-		return s.unknownRequest(r.RequestID)
+		return unknownRequest(r.RequestID)
 	}
-	s.touch(o)
+	until := time.Now().Add(s.lim.PollWait)
 	timer := time.NewTimer(s.lim.PollWait)
 	defer timer.Stop()
+	s.touch(o)
 	select {
 	case <-o.work.Done():
 	case <-timer.C:
 		s.touch(o)
 		return jsonReply(http.StatusRequestTimeout, pending(o.work.State()))
 	case <-s.stopping:
-		return jsonReply(http.StatusRequestTimeout, wire.Pending{QueueState: wire.QueuePausedCapacity, Reason: "the server is being stopped"})
+		if !o.done() {
+			return cutOff(o)
+		}
 	case <-c.Context().Done():
 		return nil, api.Errorf(api.Cancelled, "the client has gone away")
 	}
-	out, err := o.result(c.acceptsProtobuf())
-	if err != nil {
-		s.log.Debug("work failed", "request", o.id, "err", err)
-		out, err = jsonReply(http.StatusOK, wire.FailedOf(err))
+	s.mu.Lock()
+	s.settle(o)
+	bytes := o.held
+	s.mu.Unlock()
+	if !c.acceptsProtobuf() {
+		bytes *= 4 // numbers as text
+	}
+	if ok, err := s.roomToSend(c, bytes, until); err != nil {
+		return nil, err
+	} else if !ok {
+		return jsonReply(http.StatusRequestTimeout, wire.Pending{QueueState: wire.QueueActive, Reason: "many results are being sent"})
+	}
+	out, err := s.encode(o, c.acceptsProtobuf())
+	if err != nil && api.CodeOf(err) == api.Closed && s.isStopping() {
+		return cutOff(o)
 	}
 	if err != nil {
-		return nil, err
+		s.log.Debug("work failed", "request_id", requestID(c.w), "work", o.id, "err", err)
+		if out, err = jsonReply(http.StatusOK, wire.FailedOf(err)); err != nil {
+			return nil, err
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -53,20 +72,61 @@ func (s *Server) retrieveFuture(c *call) (any, error) {
 	return out, nil
 }
 
+// roomToSend waits until so many bytes may be on their way to a client, and has them given back afterwards. It reports false when
+// there was no room in time.
+func (s *Server) roomToSend(c *call, bytes int64, until time.Time) (bool, error) {
+	if bytes <= freeBody {
+		return true, nil
+	}
+	bytes = min(bytes, s.lim.Answers)
+	err := s.answers.wait(c.Context(), c.owner, bytes, until)
+	if errors.Is(err, errNoRoom) {
+		return false, nil
+	}
+	if err == nil {
+		c.later(func() { s.answers.give(c.owner, bytes) })
+	}
+	return true, err
+}
+
+// encode is the op's result. A defect that shows there is the op's: a client would ask for ever again for an answer with status 500.
+func (s *Server) encode(o *op, protobuf bool) (out reply, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			s.log.Error("defect in the server", "work", o.id, "panic", v, "stack", string(debug.Stack()))
+			err = api.Errorf(api.Internal, "defect in the server: the result of %s cannot be written", o.id)
+		}
+	}()
+	return o.result(protobuf)
+}
+
 // touch notes that a client waits for the op.
 func (s *Server) touch(o *op) {
 	s.mu.Lock()
 	o.polled, o.asked = s.opt.Now(), true
+	o.session.seen = o.polled
 	s.mu.Unlock()
 }
 
-// unknownRequest answers for a request that is not there: of a server that was started anew, or forgotten. Clients send samples
-// again; a training operation they must not.
-func (s *Server) unknownRequest(id string) (any, error) {
-	if strings.Contains(id, ":sample:") {
+// unknownRequest answers for a request that is not there: of a server that was started anew, forgotten, or never made. Clients
+// send samples again; a training operation they must not, and show their user the error of one that failed.
+func unknownRequest(id string) (any, error) {
+	switch {
+	case strings.Contains(id, ":sample:"):
 		return jsonReply(http.StatusGone, wire.Gone(id))
+	case strings.Contains(id, ":train:"):
+		return jsonReply(http.StatusOK, wire.FailedOf(api.Errorf(api.Closed,
+			"request %q is not known (any more): the server was started anew, or its result was fetched long ago; what was saved is still there", clipped(id))))
 	}
-	return nil, api.Errorf(api.NotFound, "request %q is not known (any more): the server was started anew, or its result was fetched long ago", clipped(id))
+	return nil, api.Errorf(api.NotFound, "there is no request %q", clipped(id))
+}
+
+// cutOff answers for work that the server does not wait for because it is being stopped.
+func cutOff(o *op) (any, error) {
+	if o.sample {
+		return jsonReply(http.StatusGone, wire.Gone(o.id))
+	}
+	return jsonReply(http.StatusOK, wire.FailedOf(api.Errorf(api.Closed, "the server was stopped before request %s had ended", o.id)))
 }
 
 func clipped(id string) string { return id[:min(len(id), 200)] }

@@ -22,24 +22,37 @@ type sampler struct {
 
 func samplerID(sess *session, n int64) string { return fmt.Sprintf("%s:sample:%d", sess.id, n) }
 
-// roomForSampler says why a sampling session cannot be made, or nil.
-func (s *Server) roomForSampler(sess *session, id string) error {
+// placeForSampler takes a place for a sampling session, or says why it cannot be made.
+func (s *Server) placeForSampler(sess *session, id string) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, taken := s.samplers[id]; taken {
+	_, taken := s.samplers[id]
+	s.mu.Unlock()
+	if taken {
 		return api.Errorf(api.BadRequest, "sampling session %s is there already", id)
 	}
-	if n := len(sess.samplers); n >= s.lim.Samplers {
-		return api.Errorf(api.Busy, "%d sampling sessions of this session are open, the limit is %d", n, s.lim.Samplers)
+	if !s.samplerPlaces.take(sess.owner, 1) && !(s.reap(sess.owner) && s.samplerPlaces.take(sess.owner, 1)) {
+		return api.Errorf(api.Busy, "%d sampling sessions of %s are open, the limit is %d for all owners", s.samplerPlaces.of(sess.owner), sess.owner, s.lim.Samplers)
 	}
 	return nil
 }
 
+// addSampler takes over a place.
 func (s *Server) addSampler(p *sampler) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.sessions[p.session.id] == p.session {
-		p.session.samplers[p.id], s.samplers[p.id] = p, p
+	if s.sessions[p.session.id] != p.session { // it was closed meanwhile
+		s.samplerPlaces.give(p.session.owner, 1)
+		return
+	}
+	p.session.samplers[p.id], s.samplers[p.id] = p, p
+}
+
+// dropSampler forgets a sampling session. s.mu is held.
+func (s *Server) dropSampler(p *sampler) {
+	if s.samplers[p.id] == p {
+		delete(s.samplers, p.id)
+		delete(p.session.samplers, p.id)
+		s.samplerPlaces.give(p.session.owner, 1)
 	}
 }
 
@@ -62,8 +75,7 @@ func (s *Server) createSamplingSession(c *call) (any, error) {
 	defer cancel()
 	if _, err := p.made.Wait(wait); err != nil && wait.Err() == nil { // so that what is wrong is told here
 		s.mu.Lock()
-		delete(s.samplers, p.id)
-		delete(sess.samplers, p.id)
+		s.dropSampler(p)
 		s.mu.Unlock()
 		return nil, err
 	}
@@ -81,26 +93,30 @@ func (s *Server) openSampler(sess *session, r *wire.CreateSamplingSessionRequest
 	if ok {
 		return p, nil
 	}
-	if err := s.roomForSampler(sess, id); err != nil {
-		return nil, err
-	}
-	p = &sampler{id: id, session: sess, base: r.BaseModel, path: r.ModelPath}
-	var err error
+	p = &sampler{id: id, session: sess, base: r.BaseModel}
 	if r.ModelPath == "" {
 		if _, err := s.opt.Describe(r.BaseModel); err != nil {
 			return nil, err
 		}
-		p.made, err = sess.engine.NewSampler(r.BaseModel)
 	} else {
 		// A base model that is named as well is a hint: the checkpoint knows its own.
-		var k api.Checkpoint
-		if k, err = s.readable(context.Background(), sess.owner, r.Path); err != nil {
+		k, err := s.readable(context.Background(), sess.owner, r.Path)
+		if err != nil {
 			return nil, err
 		}
 		p.base, p.path = k.BaseModel, k.Path.String()
+	}
+	if err := s.placeForSampler(sess, id); err != nil {
+		return nil, err
+	}
+	var err error
+	if p.path == "" {
+		p.made, err = sess.engine.NewSampler(p.base)
+	} else {
 		p.made, err = sess.engine.NewSamplerFrom(p.path)
 	}
 	if err != nil {
+		s.samplerPlaces.give(sess.owner, 1)
 		return nil, err
 	}
 	s.addSampler(p)
@@ -129,7 +145,7 @@ func (s *Server) samplerInfo(c *call) (any, error) {
 
 func (s *Server) sample(c *call) (any, error) {
 	var r wire.SampleRequest
-	if err := s.read(c, &r); err != nil {
+	if err := s.readUpTo(c, s.lim.PromptBody, &r); err != nil {
 		return nil, err
 	}
 	p, err := s.sampler(c, r.SamplingSessionID)
@@ -140,21 +156,60 @@ func (s *Server) sample(c *call) (any, error) {
 	id := fmt.Sprintf("%s:%d", p.id, r.SeqID)
 	p.session.placing.Lock() // samples have no place in an order that would tell repeats
 	defer p.session.placing.Unlock()
-	return s.submit(id, c.owner, func() (*op, error) {
-		o, err := s.startSample(p, id, in)
+	return s.submit(order{id: id, session: p.session, sample: true, bytes: s.sampleBytes(p, in), start: func() (*op, error) {
+		if limit := s.engine.Limits().SamplesPerRequest; in.NumSamples > limit { // also while nothing can be drawn yet: each has an id
+			return nil, api.Errorf(api.BadRequest, "num_samples is %d, wanted 1..%d", in.NumSamples, limit)
+		}
+		o, err := s.startSample(p, in)
 		if err != nil {
 			return nil, err
 		}
-		o.sample = true
 		for i := range in.NumSamples {
 			o.reply.SequenceIDs = append(o.reply.SequenceIDs, fmt.Sprintf("%s:%d", id, i))
 		}
 		return o, nil
-	})
+	}})
+}
+
+// guessedContext is the context of a model of which nothing is known yet.
+const guessedContext = 32768
+
+// sampleBytes is about the most that a sample holds: its prompt, and its result.
+func (s *Server) sampleBytes(p *sampler, in api.SampleRequest) int64 {
+	length := int64(guessedContext) // of the model's context
+	if p.made.State() == engine.Ended {
+		if m, err := p.made.Wait(context.Background()); err == nil {
+			length = int64(m.Base().Spec.MaxPositions)
+		}
+	}
+	prompt := int64(0)
+	for _, chunk := range in.Prompt.Chunks {
+		prompt += int64(len(chunk.Tokens))
+	}
+	drawn := length
+	if n := int64(in.Params.MaxTokens); n > 0 {
+		drawn = min(n, length)
+	}
+	// Saturating: num_samples is whatever the client says.
+	n := min(int64(in.NumSamples), 1<<20)
+	k := min(int64(in.TopKPromptLogProbs), 1<<10)
+	return 8*prompt + 12*n*drawn + prompt*(4+8*k)
+}
+
+// sizeOfSample is about what a result takes.
+func sizeOfSample(out api.SampleOutput) int64 {
+	n := 4 * int64(len(out.PromptLogProbs))
+	for _, s := range out.Sequences {
+		n += 200 + 12*int64(len(s.Tokens))
+	}
+	for _, top := range out.TopKPromptLogProbs {
+		n += 24 + 8*int64(len(top))
+	}
+	return n
 }
 
 // startSample draws at once, or as soon as the weights are there.
-func (s *Server) startSample(p *sampler, id string, in api.SampleRequest) (*op, error) {
+func (s *Server) startSample(p *sampler, in api.SampleRequest) (*op, error) {
 	draw := func(ctx context.Context) (*engine.Future[api.SampleOutput], error) {
 		m, err := p.made.Wait(ctx)
 		if err != nil {
@@ -167,7 +222,7 @@ func (s *Server) startSample(p *sampler, id string, in api.SampleRequest) (*op, 
 		if err != nil {
 			return nil, err
 		}
-		return newOp(id, p.session.owner, f, encodeSample), nil
+		return newOp(f, sizeOfSample, encodeSample), nil
 	}
 	w := &waiting{done: make(chan struct{})}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -183,7 +238,7 @@ func (s *Server) startSample(p *sampler, id string, in api.SampleRequest) (*op, 
 		w.out, w.err = out, err
 		close(w.done)
 	}()
-	return &op{id: id, owner: p.session.owner, work: w, reply: wire.Future{RequestID: id}, result: func(protobuf bool) (reply, error) {
+	return &op{work: w, size: func() int64 { return smallResult + sizeOfSample(w.out) }, result: func(protobuf bool) (reply, error) {
 		if w.err != nil {
 			return reply{}, w.err
 		}

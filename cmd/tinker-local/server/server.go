@@ -5,12 +5,12 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"log/slog"
+	"maps"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sync/semaphore"
 
 	"tinkerlocal/engine"
 	"tinkerlocal/engine/api"
@@ -51,9 +51,14 @@ type Server struct {
 	log     *slog.Logger
 	engine  *engine.Engine
 	handler http.Handler
-	bodies  *semaphore.Weighted
 	ready   atomic.Bool
 	started time.Time
+
+	// What owners share: requests being answered, bytes coming in and going out, downloads; sessions, runs, samplers; ops, the samples among them
+	// that are under way, and the bytes that ops hold.
+	calls, bodies, answers, downloads       *pool
+	sessionPlaces, runPlaces, samplerPlaces *pool
+	places, samples, held                   *pool
 
 	stopping chan struct{} // closed when polls are to answer at once
 	stop     context.CancelFunc
@@ -64,7 +69,9 @@ type Server struct {
 	sessions map[string]*session
 	runs     map[string]*run
 	samplers map[string]*sampler
-	ops      map[string]*op
+	ops      map[opKey]*op
+	open     map[*op]bool         // those that are not known to be done
+	reaped   map[string]time.Time // when an owner's results were last looked through for what can go
 }
 
 // New makes a server. It is not ready until [Server.Ready] is called.
@@ -82,11 +89,17 @@ func New(o Options) *Server {
 	if o.Describe == nil {
 		o.Describe = func(string) (ModelFacts, error) { return ModelFacts{}, nil }
 	}
-	lim := o.Limits.withDefaults()
+	lim := o.Limits.WithDefaults()
+	fair := o.Keys.several()
+	shared := func(n int) *pool { return newPool(int64(n), fair) }
+	of := o.Engine.Limits()
 	s := &Server{
-		opt: o, lim: lim, log: o.Log, engine: o.Engine, bodies: semaphore.NewWeighted(lim.Bodies), started: o.Now(),
-		stopping: make(chan struct{}),
-		sessions: map[string]*session{}, runs: map[string]*run{}, samplers: map[string]*sampler{}, ops: map[string]*op{},
+		opt: o, lim: lim, log: o.Log, engine: o.Engine, started: o.Now(), stopping: make(chan struct{}),
+		calls: shared(lim.Connections), bodies: newPool(lim.Bodies, fair), answers: newPool(lim.Answers, fair), downloads: newPool(int64(lim.Downloads), false),
+		sessionPlaces: shared(lim.Sessions), runPlaces: shared(of.Runs), samplerPlaces: shared(lim.Samplers),
+		places: shared(lim.Ops), samples: shared(of.SampleRequests), held: newPool(lim.Held, fair),
+		sessions: map[string]*session{}, runs: map[string]*run{}, samplers: map[string]*sampler{},
+		ops: map[opKey]*op{}, open: map[*op]bool{}, reaped: map[string]time.Time{},
 	}
 	s.handler = s.guarded(s.routes())
 	ctx, stop := context.WithCancel(context.Background())
@@ -101,15 +114,26 @@ func (s *Server) Ready() { s.ready.Store(true) }
 // ServeHTTP answers a request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }
 
+// Bounds of one connection, beside those in Limits.
+const (
+	maxHeaderBytes = 64 << 10
+	idleTime       = 2 * time.Minute // between two requests
+)
+
+// Web is the standard library's server around s. Its listener is one of [Listen].
+func (s *Server) Web() *http.Server {
+	return &http.Server{
+		Handler: s, ReadHeaderTimeout: s.lim.HeadTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeaderBytes,
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+}
+
 // Drain takes no more work and waits until what was taken has ended, or ctx has. Clients that wait for results can still fetch them, and
 // are given a moment to.
 func (s *Server) Drain(ctx context.Context) error {
 	s.mu.Lock()
 	s.stopped = true
-	var open []*op
-	for _, o := range s.ops {
-		open = append(open, o)
-	}
+	open := slices.Collect(maps.Keys(s.open))
 	s.mu.Unlock()
 	for _, o := range open {
 		select {
@@ -146,11 +170,13 @@ func (s *Server) expected() bool {
 
 // Close ends waiting polls and closes all sessions. It does not wait for the engine. It is called once.
 func (s *Server) Close() {
-	s.stop()
-	close(s.stopping)
-	s.janitor.Wait()
 	s.mu.Lock()
 	s.stopped = true
+	s.mu.Unlock()
+	s.stop()
+	close(s.stopping) // before sessions are closed: polls then tell of the stop and not of what it does to the work
+	s.janitor.Wait()
+	s.mu.Lock()
 	for _, sess := range s.sessions {
 		s.drop(sess)
 	}
@@ -175,14 +201,17 @@ func (s *Server) sweepUntil(ctx context.Context) {
 func (s *Server) sweep(now time.Time) {
 	var abandoned []*op
 	s.mu.Lock()
-	for id, o := range s.ops {
+	for _, o := range s.ops {
+		s.settle(o)
 		switch {
 		case o.forgotten(now, s.lim):
-			delete(s.ops, id)
+			s.forget(o)
 		case o.abandoned(now, s.lim):
 			abandoned = append(abandoned, o)
+			s.forget(o) // a client that comes back is told to ask anew
 		}
 	}
+	s.dropFailed()
 	for _, sess := range s.sessions {
 		if now.Sub(sess.seen) > s.lim.SessionIdle {
 			s.log.Info("session closed: its client is silent", "session", sess.id, "owner", sess.owner, "since", sess.seen)
@@ -193,6 +222,22 @@ func (s *Server) sweep(now time.Time) {
 	for _, o := range abandoned {
 		s.log.Info("sample cancelled: nobody waits for it", "request", o.id)
 		o.work.Cancel()
+	}
+}
+
+func (s *Server) isStopped() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stopped
+}
+
+// isStopping says whether polls are to answer at once.
+func (s *Server) isStopping() bool {
+	select {
+	case <-s.stopping:
+		return true
+	default:
+		return false
 	}
 }
 

@@ -21,7 +21,7 @@ type session struct {
 	id, owner string
 	engine    *engine.Session
 
-	placing sync.Mutex // held while a sampling session or a sample is looked up and, if it is new, made
+	placing sync.Mutex // held while a run, a sampling session or a sample is looked up and, if it is new, made
 
 	// guarded by Server.mu
 	seen     time.Time // last heard of
@@ -67,11 +67,12 @@ func (s *Server) openSession(owner, id string) (*session, error) {
 	if sess, ok := s.sessions[id]; ok { // another request was quicker
 		return sess, nil
 	}
-	if len(s.sessions) >= s.lim.Sessions {
-		return nil, api.Errorf(api.Busy, "%d sessions are open, the limit is %d", len(s.sessions), s.lim.Sessions)
+	if !s.sessionPlaces.take(owner, 1) {
+		return nil, api.Errorf(api.Busy, "%d sessions of %s are open, the limit is %d for all owners", s.sessionPlaces.of(owner), owner, s.lim.Sessions)
 	}
 	e, err := s.engine.NewSessionAs(owner, id)
 	if err != nil {
+		s.sessionPlaces.give(owner, 1)
 		return nil, err
 	}
 	sess := &session{id: id, owner: owner, engine: e, seen: s.opt.Now(), runs: map[string]*run{}, samplers: map[string]*sampler{}}
@@ -101,11 +102,12 @@ func (s *Server) session(c *call, id string) (*session, error) {
 // drop closes a session and forgets what it had open. s.mu is held.
 func (s *Server) drop(sess *session) {
 	delete(s.sessions, sess.id)
-	for id := range sess.runs {
-		delete(s.runs, id)
+	s.sessionPlaces.give(sess.owner, 1)
+	for _, r := range sess.runs {
+		s.dropRun(r)
 	}
-	for id := range sess.samplers {
-		delete(s.samplers, id)
+	for _, p := range sess.samplers {
+		s.dropSampler(p)
 	}
 	sess.engine.Close()
 }

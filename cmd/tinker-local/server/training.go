@@ -10,27 +10,40 @@ import (
 	"tinkerlocal/engine/api"
 )
 
-// train submits an operation of a run at the client's number for it. bad is why the request cannot be done, or nil: its number
-// is used up all the same, so that what follows does not wait for it.
-func (s *Server) train(c *call, modelID string, seq int64, bad error, submit func(p engine.Place, id string) (*op, error)) (any, error) {
-	if modelID == "" && bad != nil {
-		return nil, bad // it could not be read so far
+// operation is a request for an operation of a run, at the client's number for it.
+type operation struct {
+	model string
+	seq   int64
+	bytes int   // of its body, if they are many
+	bad   error // why the request cannot be done, or nil: its number is used up all the same, so that what follows does not wait for it
+}
+
+// train submits an operation.
+func (s *Server) train(c *call, o operation, submit func(p engine.Place) (*op, error)) (any, error) {
+	if o.model == "" && o.bad != nil {
+		return nil, o.bad // it could not be read so far
 	}
-	_, run, err := s.run(c, modelID)
+	model, run, err := s.run(c, o.model)
 	if err != nil {
 		return nil, err
 	}
-	id := fmt.Sprintf("%s:%d", run.ID(), seq)
-	if seq == 0 { // old clients give none
+	id := fmt.Sprintf("%s:%d", run.ID(), o.seq)
+	if o.seq == 0 { // old clients give none
 		id = fmt.Sprintf("%s:%s", run.ID(), rand.Text())
 	}
-	return s.submit(id, c.owner, func() (*op, error) {
-		if bad != nil {
-			run.At(seq).Refuse(bad)
-			return nil, bad
+	place := run.At(o.seq)
+	// Numbers and ids take about twice their bytes when they are decoded.
+	return s.submit(order{id: id, session: model.session, bytes: 2 * int64(o.bytes), waited: place.Awaited, start: func() (*op, error) {
+		if o.bad != nil {
+			place.Refuse(o.bad)
+			return nil, o.bad
 		}
-		return submit(run.At(seq), id)
-	})
+		out, err := submit(place)
+		if api.CodeOf(err) == api.Closed && !s.isStopped() { // between finding the run and now
+			return nil, s.noRun(c, o.model)
+		}
+		return out, err
+	}})
 }
 
 // forwardBackward takes both calls, in protobuf and, of older clients, in JSON. One that is marked as forward only never reaches
@@ -46,13 +59,15 @@ func (s *Server) forwardBackward(c *call) (any, error) {
 		return nil, refuse(http.StatusUnsupportedMediaType, api.BadRequest, "the content type is %q, wanted %s or %s", c.Header.Get("Content-Type"), wire.Protobuf, wire.JSON)
 	}
 	var bad error
+	bytes := 0
 	if err := s.withBody(c, s.lim.TrainingBody, func(body []byte) error {
 		r, bad = decode(body)
+		bytes = len(body)
 		return nil
 	}); err != nil {
 		return nil, err
 	}
-	return s.train(c, r.ModelID, r.SeqID, bad, func(p engine.Place, id string) (*op, error) {
+	return s.train(c, operation{model: r.ModelID, seq: r.SeqID, bytes: bytes, bad: bad}, func(p engine.Place) (*op, error) {
 		do := p.ForwardBackward
 		if r.ForwardOnly {
 			do = p.Forward
@@ -61,8 +76,19 @@ func (s *Server) forwardBackward(c *call) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		return newOp(id, c.owner, f, encodeOutput), nil
+		return newOp(f, sizeOfOutput, encodeOutput), nil
 	})
+}
+
+// sizeOfOutput is about what a result takes: four bytes for each log-probability, and what holds them together.
+func sizeOfOutput(out api.ForwardBackwardOutput) int64 {
+	n := int64(0)
+	for _, datum := range out.LossFnOutputs {
+		for _, t := range datum {
+			n += 200 + 8*int64(t.Len())
+		}
+	}
+	return n
 }
 
 func encodeOutput(out api.ForwardBackwardOutput, protobuf bool) (reply, error) {
@@ -77,24 +103,24 @@ func encodeOutput(out api.ForwardBackwardOutput, protobuf bool) (reply, error) {
 func (s *Server) optimStep(c *call) (any, error) {
 	var r wire.OptimStepRequest
 	bad := s.read(c, &r)
-	return s.train(c, r.ModelID, r.SeqID, bad, func(p engine.Place, id string) (*op, error) {
+	return s.train(c, operation{model: r.ModelID, seq: r.SeqID, bad: bad}, func(p engine.Place) (*op, error) {
 		f, err := p.OptimStep(r.API())
 		if err != nil {
 			return nil, err
 		}
-		return newOp(id, c.owner, f, asJSON(func(out api.OptimStepOutput) any { return wire.OptimStepOf(out) })), nil
+		return newOp(f, nil, asJSON(func(out api.OptimStepOutput) any { return wire.OptimStepOf(out) })), nil
 	})
 }
 
 func (s *Server) saveWeights(c *call) (any, error) {
 	var r wire.SaveWeightsRequest
 	bad := s.read(c, &r)
-	return s.train(c, r.ModelID, r.SeqID, bad, func(p engine.Place, id string) (*op, error) {
+	return s.train(c, operation{model: r.ModelID, seq: r.SeqID, bad: bad}, func(p engine.Place) (*op, error) {
 		f, err := p.SaveState(saveName(r.Name, r.SeqID), r.Options())
 		if err != nil {
 			return nil, err
 		}
-		return newOp(id, c.owner, f, asJSON(func(k api.Checkpoint) any { return wire.WeightsSaved(k.Path) })), nil
+		return newOp(f, nil, asJSON(func(k api.Checkpoint) any { return wire.WeightsSaved(k.Path) })), nil
 	})
 }
 
@@ -113,32 +139,44 @@ func saveName(name string, seq int64) string {
 func (s *Server) saveForSampler(c *call) (any, error) {
 	var r wire.SaveWeightsForSamplerRequest
 	bad := s.read(c, &r)
-	return s.train(c, r.ModelID, r.SeqID, bad, func(p engine.Place, id string) (*op, error) {
-		if r.SessionSeqID == nil {
-			f, err := p.SaveWeightsForSampler(r.Name, r.Options())
-			if err != nil {
-				return nil, err
-			}
-			return newOp(id, c.owner, f, asJSON(func(k api.Checkpoint) any { return wire.WeightsSaved(k.Path) })), nil
-		}
-		model, _, err := s.run(c, r.ModelID)
+	o := operation{model: r.ModelID, seq: r.SeqID, bad: bad}
+	if bad == nil && r.SessionSeqID != nil {
+		return s.saveSamplingSession(c, o, *r.SessionSeqID)
+	}
+	return s.train(c, o, func(p engine.Place) (*op, error) {
+		f, err := p.SaveWeightsForSampler(r.Name, r.Options())
 		if err != nil {
 			return nil, err
 		}
-		sess := model.session
-		sess.placing.Lock()
-		defer sess.placing.Unlock()
-		name := samplerID(sess, *r.SessionSeqID)
-		if err := s.roomForSampler(sess, name); err != nil {
-			p.Refuse(err)
+		return newOp(f, nil, asJSON(func(k api.Checkpoint) any { return wire.WeightsSaved(k.Path) })), nil
+	})
+}
+
+// saveSamplingSession binds a copy of a run's weights to a sampling session with a number of the client's. A client that repeats the request draws
+// another number: the operation's own number tells that it is the same.
+func (s *Server) saveSamplingSession(c *call, o operation, n int64) (any, error) {
+	model, _, err := s.run(c, o.model)
+	if err != nil {
+		return nil, err
+	}
+	sess := model.session
+	sess.placing.Lock()
+	defer sess.placing.Unlock()
+	return s.train(c, o, func(p engine.Place) (*op, error) {
+		name := samplerID(sess, n)
+		if err := s.placeForSampler(sess, name); err != nil {
+			if api.CodeOf(err) != api.Busy {
+				p.Refuse(err)
+			}
 			return nil, err
 		}
 		f, err := p.SaveForSampler()
 		if err != nil {
+			s.samplerPlaces.give(sess.owner, 1)
 			return nil, err
 		}
 		s.addSampler(&sampler{id: name, session: sess, made: f, base: model.base})
-		return newOp(id, c.owner, f, asJSON(func(*engine.Sampler) any { return wire.SamplerSaved(name) })), nil
+		return newOp(f, nil, asJSON(func(*engine.Sampler) any { return wire.SamplerSaved(name) })), nil
 	})
 }
 
@@ -157,11 +195,11 @@ func (s *Server) loadWeights(c *call) (any, error) {
 		}
 		reader = lender
 	}
-	return s.train(c, r.ModelID, r.SeqID, bad, func(p engine.Place, id string) (*op, error) {
+	return s.train(c, operation{model: r.ModelID, seq: r.SeqID, bad: bad}, func(p engine.Place) (*op, error) {
 		f, err := p.LoadStateAs(reader, r.Path.String(), r.Optimizer)
 		if err != nil {
 			return nil, err
 		}
-		return newOp(id, c.owner, f, asJSON(func(k api.Checkpoint) any { return wire.WeightsLoaded(k.Path, r.ModelID) })), nil
+		return newOp(f, nil, asJSON(func(k api.Checkpoint) any { return wire.WeightsLoaded(k.Path, r.ModelID) })), nil
 	})
 }

@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"bytes"
 	"errors"
 	"io"
 
@@ -21,45 +20,70 @@ const (
 const maxWindow = 8 << 20
 
 // ReadBody reads a request's body to its end, in the encoding of its Content-Encoding header: none ("" or "identity"), or "zstd". One
-// that has more than limit bytes, packed or unpacked, is refused as soon as that is known; memory grows with
-// what was read, not with what a header promises. An error of r itself is returned as it is.
-func ReadBody(r io.Reader, encoding string, limit int64) ([]byte, error) {
+// that has more than limit bytes, packed or unpacked, is refused with ErrTooLarge as soon as that is known; memory grows with
+// what was read, not with what a header promises. room is asked before n bytes more are allocated; its errors, and those of r itself,
+// are returned as they are. nil: there always is.
+func ReadBody(r io.Reader, encoding string, limit int64, room func(n int64) error) ([]byte, error) {
 	packed := &bounded{r: r, left: limit}
 	switch encoding {
 	case "", "identity":
-		return readAll(packed, limit, packed)
+		return readAll(packed, limit, packed, room)
 	case "zstd":
 	default:
 		return nil, api.Errorf(api.Unsupported, "the body has the content encoding %q, wanted none or \"zstd\"", clip(encoding))
+	}
+	if room != nil {
+		if err := room(maxWindow); err != nil {
+			return nil, err
+		}
 	}
 	d, err := zstd.NewReader(packed, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
 	if err != nil {
 		return nil, api.Errorf(api.BadRequest, "the body is no zstd: %w", err)
 	}
 	defer d.Close()
-	body, err := readAll(&bounded{r: d, left: limit}, limit, packed)
-	if err != nil && packed.err == nil && !errors.Is(err, errTooLarge) {
-		return nil, api.Errorf(api.BadRequest, "the body is no zstd: %w", err)
-	}
-	return body, err
+	return readAll(&bounded{r: d, left: limit}, limit, packed, room)
 }
 
-var errTooLarge = errors.New("body too large")
+// ErrTooLarge is in the error of a body that has more bytes than its limit.
+var ErrTooLarge = errors.New("body too large")
 
-// readAll prefers the error of packed, below a decoder that may have changed it.
-func readAll(r io.Reader, limit int64, packed *bounded) ([]byte, error) {
-	var b bytes.Buffer
-	_, err := b.ReadFrom(r)
-	if packed.err != nil {
-		err = packed.err
-	}
-	if errors.Is(err, errTooLarge) {
-		return nil, api.Errorf(api.BadRequest, "the body has more than %d bytes unpacked, the limit: %w", limit, err)
-	}
-	if err != nil {
+// firstRead is what is allocated for a body before any of it has come.
+const firstRead = 4 << 10
+
+// readAll reads r, which is packed or a decoder above it, to its end.
+func readAll(r io.Reader, limit int64, packed *bounded, room func(int64) error) ([]byte, error) {
+	var b []byte
+	for {
+		if len(b) == cap(b) {
+			// One byte more than the limit, which tells one that is reached from one that is passed.
+			n := min(max(2*int64(cap(b)), firstRead), limit+1)
+			if room != nil {
+				if err := room(n - int64(cap(b))); err != nil {
+					return nil, err
+				}
+			}
+			grown := make([]byte, len(b), n)
+			copy(grown, b)
+			b = grown
+		}
+		n, err := r.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+		switch {
+		case err == nil:
+			continue
+		case packed.err != nil: // below a decoder that may have changed it
+			err = packed.err
+		case err == io.EOF:
+			return b, nil
+		case r != packed && !errors.Is(err, ErrTooLarge):
+			return nil, api.Errorf(api.BadRequest, "the body is no zstd: %w", err)
+		}
+		if errors.Is(err, ErrTooLarge) {
+			return nil, api.Errorf(api.BadRequest, "the body has more than %d bytes unpacked, the limit: %w", limit, err)
+		}
 		return nil, err
 	}
-	return b.Bytes(), nil
 }
 
 // bounded gives left bytes and fails on one more. It keeps the error that ended it.
@@ -75,7 +99,7 @@ func (b *bounded) Read(p []byte) (int, error) {
 	}
 	n, err := b.r.Read(p)
 	if int64(n) > b.left {
-		n, err = int(b.left), errTooLarge
+		n, err = int(b.left), ErrTooLarge
 	}
 	b.left -= int64(n)
 	if err != nil && err != io.EOF {

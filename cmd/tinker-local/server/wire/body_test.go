@@ -74,7 +74,7 @@ func TestReadBody(t *testing.T) {
 	} {
 		var got []byte
 		var err error
-		size := allocated(func() { got, err = ReadBody(bytes.NewReader(c.body), c.encoding, 1000) })
+		size := allocated(func() { got, err = ReadBody(bytes.NewReader(c.body), c.encoding, 1000, nil) })
 		switch {
 		case c.want == "" && (err != nil || !bytes.Equal(got, text)):
 			t.Errorf("%s: %d bytes (%v), wanted %d", c.name, len(got), err, len(text))
@@ -91,14 +91,14 @@ func TestReadBody(t *testing.T) {
 	broken := errors.New("connection reset")
 	for _, encoding := range []string{"", "zstd"} {
 		r := io.MultiReader(bytes.NewReader(compressed(t, text)[:20]), iotest.ErrReader(broken))
-		if _, err := ReadBody(r, encoding, 1000); !errors.Is(err, broken) || api.CodeOf(err) != api.Internal {
+		if _, err := ReadBody(r, encoding, 1000, nil); !errors.Is(err, broken) || api.CodeOf(err) != api.Internal {
 			t.Errorf("%q: %v, wanted the error itself", encoding, err)
 		}
 	}
 	// A body is not read beyond its limit, whatever follows.
 	for _, encoding := range []string{"", "zstd"} {
 		source := &io.LimitedReader{R: io.MultiReader(bytes.NewReader(bomb(t, 1<<20)), zeros{}), N: 1 << 20}
-		if _, err := ReadBody(source, encoding, 50); err == nil || source.N < 1<<19 {
+		if _, err := ReadBody(source, encoding, 50, nil); err == nil || source.N < 1<<19 {
 			t.Errorf("%q: %v with %d bytes left", encoding, err, source.N)
 		}
 	}

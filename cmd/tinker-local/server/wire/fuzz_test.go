@@ -78,7 +78,7 @@ func FuzzBody(f *testing.F) {
 	f.Add(bomb(f, 1<<20))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		const limit = 10000
-		out, err := ReadBody(bytes.NewReader(body), "zstd", limit)
+		out, err := ReadBody(bytes.NewReader(body), "zstd", limit, nil)
 		if err != nil {
 			checkCode(t, err)
 		} else if len(out) > limit {

@@ -166,7 +166,7 @@ func TestRequests(t *testing.T) {
 	for version, cases := range goldens(t) {
 		for _, g := range cases {
 			t.Run(version+"/"+g.Route+"/"+g.Name, func(t *testing.T) {
-				body, err := ReadBody(bytes.NewReader(g.body()), g.Encoding, 1<<20)
+				body, err := ReadBody(bytes.NewReader(g.body()), g.Encoding, 1<<20, nil)
 				if err != nil {
 					t.Fatal(err)
 				}
