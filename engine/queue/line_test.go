@@ -250,3 +250,31 @@ func TestDrain(t *testing.T) {
 		t.Fatal("not empty")
 	}
 }
+
+// TestAwaited: a full line takes the number that all others wait for, and no other: without it nothing would leave the line.
+func TestAwaited(t *testing.T) {
+	lim := limits
+	lim.Queued = 3
+	l := queue.NewLine[string](lim)
+	if l.Awaits(1) {
+		t.Error("an empty line awaits 1")
+	}
+	l.Refuse(1, "refused")
+	for _, seq := range []int64{3, 4, 6} {
+		place(t, l, seq, fmt.Sprint(seq))
+	}
+	for seq := range int64(9) {
+		if l.Awaits(seq) != (seq == 2) {
+			t.Errorf("the line awaits %d: %t", seq, l.Awaits(seq))
+		}
+	}
+	for _, seq := range []int64{5, 7} {
+		if _, _, err := l.At(seq, queue.Pass, ""); api.CodeOf(err) != api.Busy {
+			t.Errorf("%d in a full line: %v", seq, err)
+		}
+	}
+	place(t, l, 2, "2")
+	equal(t, run(l, start), "2", "3", "4")
+	place(t, l, 5, "5")
+	equal(t, run(l, start), "5", "6")
+}
