@@ -14,12 +14,56 @@ type batch struct {
 	data     []api.Datum
 	logProbs [][]float32
 	dims     [][2]uint32 // of each datum's targets
+	inputs   []values    // as declared
 	elems    int
 	groups   []uint32 // of each datum, numbered by first appearance; nil without grouping
 	nGroups  int
 	params   []float64
 	config   []byte // canonical JSON
 	evaluate bool   // the weights are not wanted
+}
+
+// values are one input of all datums. Each datum keeps its tensors in a map, and to look one up takes longer than to copy it: this is done once.
+type values struct {
+	floats [][]float32 // of each datum, if the dtype is float32
+	ints   [][]int64   // likewise, int64
+	spans  []extent    // likewise; nil if all datums have the input, in the shape of their targets
+}
+
+// extent is what a datum has of an input.
+type extent struct {
+	dims    [2]uint32
+	present bool
+}
+
+// newValues has room for the inputs of n datums.
+func (m *Meta) newValues(n int) []values {
+	out := make([]values, len(m.Inputs))
+	for i := range out {
+		if in := &m.Inputs[i]; in.DType == "int64" {
+			out[i].ints = make([][]int64, n)
+		} else {
+			out[i].floats = make([][]float32, n)
+		}
+		if m.Inputs[i].ownSpans() {
+			out[i].spans = make([]extent, n)
+		}
+	}
+	return out
+}
+
+// elems counts the elements of datums lo to hi.
+func (v *values) elems(lo, hi int) (n int) {
+	if v.ints != nil {
+		for _, x := range v.ints[lo:hi] {
+			n += len(x)
+		}
+		return n
+	}
+	for _, x := range v.floats[lo:hi] {
+		n += len(x)
+	}
+	return n
 }
 
 // chunk is a part of a batch in one request.
@@ -34,7 +78,7 @@ type chunk struct {
 // prepare checks a batch against the metadata, and lays out what all its chunks share. logProbs are nil before they are known; then
 // the inputs' values are looked at, too.
 func (m *Meta) prepare(data []api.Datum, logProbs [][]float32, config map[string]float64) (*batch, error) {
-	b := &batch{data: data, logProbs: logProbs, dims: make([][2]uint32, len(data))}
+	b := &batch{data: data, logProbs: logProbs, dims: make([][2]uint32, len(data)), inputs: m.newValues(len(data))}
 	var err error
 	if b.params, err = m.params(config); err != nil {
 		return nil, err
@@ -52,8 +96,8 @@ func (m *Meta) prepare(data []api.Datum, logProbs [][]float32, config map[string
 	if logProbs != nil && len(logProbs) != len(data) {
 		return nil, api.Errorf(api.Internal, "log-probabilities of %d datums for a batch of %d", len(logProbs), len(data))
 	}
-	for i, d := range data {
-		if b.dims[i], err = m.datum(d, logProbs == nil); err != nil {
+	for i := range data {
+		if err = m.datum(b, i); err != nil {
 			return nil, bad("datum %d: %w", i, err)
 		}
 		n := int(b.dims[i][0]) * int(b.dims[i][1])
@@ -65,45 +109,59 @@ func (m *Meta) prepare(data []api.Datum, logProbs [][]float32, config map[string
 	return b, m.group(b)
 }
 
-// datum checks one datum's tensors, and returns the dimensions of its targets.
-func (m *Meta) datum(d api.Datum, values bool) (dims [2]uint32, err error) {
-	targets, ok := d.LossInputs["target_tokens"]
+// datum checks one datum's tensors, and notes down where they are.
+func (m *Meta) datum(b *batch, i int) (err error) {
+	tensors := b.data[i].LossInputs
+	targets, ok := tensors["target_tokens"]
 	if !ok {
-		return dims, bad("target_tokens is missing")
+		return bad("target_tokens is missing")
 	}
-	if dims, err = twoDims(targets); err != nil {
-		return dims, bad("target_tokens has %w", err)
+	dims, err := twoDims(&targets)
+	if err != nil {
+		return bad("target_tokens has %w", err)
 	}
-	given := 0
-	for i := range m.Inputs {
-		in := &m.Inputs[i]
-		t, ok := d.LossInputs[in.Name]
-		if !ok {
-			if !in.Optional {
-				return dims, bad("%s is missing", in.Name)
-			}
-			continue
-		}
+	b.dims[i] = dims
+	met := 1 // of the datum's tensors
+	for k := range m.Inputs {
+		in, to := &m.Inputs[k], &b.inputs[k]
+		t, ok := targets, true
 		if in.Name != "target_tokens" {
-			given++
+			if ok = met < len(tensors); ok { // else there are no others
+				t, ok = tensors[in.Name]
+			}
+			if !ok && in.Optional {
+				continue
+			} else if !ok {
+				return bad("%s is missing", in.Name)
+			}
+			met++
 		}
-		if err := in.accepts(t, dims); err != nil {
-			return dims, bad("%s %w", in.Name, err)
+		got, err := in.accepts(&t, dims)
+		if err != nil {
+			return bad("%s %w", in.Name, err)
 		}
-		if values {
+		if b.logProbs == nil {
 			if j := slices.IndexFunc(t.Floats, func(v float32) bool { return v-v != 0 }); j >= 0 {
-				return dims, bad("%s has %v at %d, wanted finite numbers", in.Name, t.Floats[j], j)
+				return bad("%s has %v at %d, wanted finite numbers", in.Name, t.Floats[j], j)
 			}
 		}
+		if to.ints != nil {
+			to.ints[i] = t.Ints
+		} else {
+			to.floats[i] = t.Floats
+		}
+		if to.spans != nil {
+			to.spans[i] = extent{got, true}
+		}
 	}
-	if given+1 < len(d.LossInputs) {
-		for _, name := range sortedNames(d.LossInputs) {
+	if met < len(tensors) {
+		for _, name := range sortedNames(tensors) {
 			if !slices.Contains(usualInputs, name) && !slices.ContainsFunc(m.Inputs, func(i Input) bool { return i.Name == name }) {
-				return dims, bad("%s does not know the input %q", m.Name, name)
+				return bad("%s does not know the input %q", m.Name, name)
 			}
 		}
 	}
-	return dims, nil
+	return nil
 }
 
 // usualInputs are the inputs of the built-in losses, which datums have whatever the loss is. A plugin that does not declare them does not get
@@ -111,7 +169,7 @@ func (m *Meta) datum(d api.Datum, values bool) (dims [2]uint32, err error) {
 var usualInputs = []string{"target_tokens", "weights", "logprobs", "advantages", "mask"}
 
 // twoDims are a tensor's dimensions as the ABI has them: one dimension is [T, 1].
-func twoDims(t api.TensorData) (dims [2]uint32, err error) {
+func twoDims(t *api.TensorData) (dims [2]uint32, err error) {
 	shape := t.Shape
 	if shape == nil { // not Dims: it allocates, for each tensor of each datum
 		return [2]uint32{uint32(t.Len()), 1}, nil
@@ -131,15 +189,14 @@ func twoDims(t api.TensorData) (dims [2]uint32, err error) {
 	return dims, nil
 }
 
-// accepts says what is wrong with a tensor, as the rest of a sentence that begins with its name.
-func (i *Input) accepts(t api.TensorData, targets [2]uint32) error {
+// accepts returns a tensor's dimensions, or what is wrong with it, as the rest of a sentence that begins with its name.
+func (i *Input) accepts(t *api.TensorData, targets [2]uint32) (dims [2]uint32, err error) {
 	// An empty tensor has no dtype on its own.
 	if t.Len() > 0 && t.DType() != i.DType {
-		return bad("is %s, wanted %s", t.DType(), i.DType)
+		return dims, bad("is %s, wanted %s", t.DType(), i.DType)
 	}
-	dims, err := twoDims(t)
-	if err != nil {
-		return bad("has %w", err)
+	if dims, err = twoDims(t); err != nil {
+		return dims, bad("has %w", err)
 	}
 	want := dims
 	switch {
@@ -153,11 +210,11 @@ func (i *Input) accepts(t api.TensorData, targets [2]uint32) error {
 	}
 	if dims != want {
 		if i.Like != "" {
-			return bad("has shape %v, target_tokens has %v", t.Dims(), plainDims(want))
+			return dims, bad("has shape %v, target_tokens has %v", t.Dims(), plainDims(want))
 		}
-		return bad("has shape %v, wanted %v", t.Dims(), i.Shape)
+		return dims, bad("has shape %v, wanted %v", t.Dims(), i.Shape)
 	}
-	return nil
+	return dims, nil
 }
 
 func plainDims(d [2]uint32) []uint32 {
@@ -185,8 +242,9 @@ func (m *Meta) group(b *batch) error {
 		return nil
 	}
 	number := map[int64]uint32{}
-	for i, d := range b.data {
-		key := d.LossInputs[g.Name].Ints[0]
+	keys := b.inputs[slices.IndexFunc(m.Inputs, func(in Input) bool { return in.Name == g.Name })].ints
+	for i := range b.data {
+		key := keys[i][0]
 		n, known := number[key]
 		if !known {
 			n = uint32(len(number))

@@ -119,8 +119,7 @@ func TestUnmetered(t *testing.T) {
 		view, _ = mod.Memory().Read(at, uint32(l.total))
 		off := l.weights
 		for i, w := range want.Weights {
-			got := make([]float32, len(w))
-			if !getFloats(got, view[off:], math.Float32bits(1e6)) || !sameBits([][]float32{got}, [][]float32{w}) {
+			if got, ok := takeFloats(view[off:][:4*len(w)], math.Float32bits(1e6)); !ok || !sameBits([][]float32{got}, [][]float32{w}) {
 				t.Fatalf("%s: datum %d: other weights", m, i)
 			}
 			off += 4 * len(w)

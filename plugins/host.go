@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -56,12 +57,15 @@ type Host struct {
 	loading map[string]chan struct{}
 }
 
+// compiles says that wazero has a compiler for this machine's processor.
+const compiles = runtime.GOARCH == "amd64" || runtime.GOARCH == "arm64"
+
 // features are WebAssembly core 2.0 with 128-bit vectors, and nothing newer.
 const features = wasm.CoreFeaturesV2
 
 // Open makes a host. ctx bounds the call only.
 func Open(ctx context.Context, o Options) (*Host, error) {
-	lim := o.Limits.withDefaults()
+	lim := o.Limits.withDefaults(o.Interpreter || !compiles)
 	h := &Host{
 		lim: lim, log: o.Log, cacheDir: o.CacheDir, memory: &memories{keep: 2 * lim.Calls},
 		// Nobody reads the random source, but wazero's own would be seeded for each instance, which takes longer than all the rest.
@@ -81,11 +85,11 @@ func Open(ctx context.Context, o Options) (*Host, error) {
 		config = wazero.NewRuntimeConfigInterpreter()
 	}
 	ctx = context.WithoutCancel(ctx)
-	runtime := func(c wazero.RuntimeConfig) wazero.Runtime {
+	newRuntime := func(c wazero.RuntimeConfig) wazero.Runtime {
 		return wazero.NewRuntimeWithConfig(ctx, c.WithCoreFeatures(features).WithMemoryLimitPages(uint32(lim.MemoryPages)).WithDebugInfoEnabled(false))
 	}
-	h.rt, h.uncached = runtime(config.WithCompilationCache(h.cache)), runtime(config)
-	h.validate = runtime(wazero.NewRuntimeConfigInterpreter())
+	h.rt, h.uncached = newRuntime(config.WithCompilationCache(h.cache)), newRuntime(config)
+	h.validate = newRuntime(wazero.NewRuntimeConfigInterpreter())
 	if err := errors.Join(instantiateHost(ctx, h.rt), instantiateHost(ctx, h.uncached)); err != nil {
 		return nil, errors.Join(api.Errorf(api.Internal, "plugins: %w", err), h.Close())
 	}
@@ -340,9 +344,9 @@ type instance struct {
 	ctx context.Context
 }
 
-// start makes an instance that has that much fuel for all that it will do, and runs its initialisation.
-func (m *Module) start(ctx context.Context, fuel int64) (*instance, error) {
-	i := &instance{call: call{budget: fuel}}
+// start makes an instance that has so much for all that it will do, and runs its initialisation.
+func (m *Module) start(ctx context.Context, a allowance) (*instance, error) {
+	i := &instance{call: call{allowance: a, seen: time.Now()}}
 	i.ctx = context.WithValue(ctx, callKey{}, &i.call)
 	var err error
 	i.Module, err = m.code.rt.InstantiateModule(experimental.WithMemoryAllocator(i.ctx, m.host.memory), m.code.CompiledModule, m.host.config)
@@ -382,8 +386,8 @@ func (i *instance) failure(name string, err error) error {
 	return api.Errorf(api.Internal, "%s: %w", name, i.stopped)
 }
 
-// fuelUsed is what the instance has used up to now.
-func (i *instance) fuelUsed() int64 { return i.fuel(i.ExportedGlobal(fuelExport).Get()) }
+// spent is the fuel that the instance has used up to now.
+func (i *instance) spent() int64 { return i.fuelUsed(i.ExportedGlobal(fuelExport).Get()) }
 
 // flushLog hands on what the guest logged.
 func (m *Module) flushLog(i *instance) {

@@ -12,62 +12,6 @@ import (
 	wasm "github.com/tetratelabs/wazero/api"
 )
 
-// call is what the host remembers while an instance runs. Its functions find it in the context.
-type call struct {
-	budget  int64 // fuel
-	used    int64 // of it, up to the last slice
-	granted int64 // the last slice
-	log     logLines
-	clock   uint64 // ns
-	random  uint64
-	stopped error // why the host ended the call
-}
-
-type callKey struct{}
-
-func callOf(ctx context.Context) *call { return ctx.Value(callKey{}).(*call) }
-
-// stop ends the instance's call. wazero turns the panic into the call's error.
-func (c *call) stop(err error) {
-	c.stopped = err
-	panic(err)
-}
-
-// meter is called when the fuel that was given out is used up. It is in Go: the garbage collector and other goroutines get their turn.
-func meter(ctx context.Context, _ wasm.Module, stack []uint64) {
-	c := callOf(ctx)
-	left, depth := int64(stack[0]), int64(stack[1])
-	c.used += c.granted - left
-	c.granted = 0
-	switch {
-	case depth < 0:
-		c.stop(fmt.Errorf("its calls are nested too deeply (about a thousand are allowed)"))
-	case c.used >= c.budget, ctx.Err() != nil:
-		c.over(ctx)
-	}
-	c.granted = min(slice, c.budget-c.used)
-	stack[0] = uint64(c.granted)
-}
-
-// spend takes fuel for work that the host does for the guest.
-func (c *call) spend(ctx context.Context, n uint64) {
-	c.used += int64(n)
-	if c.used >= c.budget || ctx.Err() != nil {
-		c.over(ctx)
-	}
-}
-
-// over ends a call whose fuel or time is used up.
-func (c *call) over(ctx context.Context) {
-	if err := context.Cause(ctx); err != nil {
-		c.stop(err)
-	}
-	c.stop(fmt.Errorf("it used more fuel than the %d units that the call had", c.budget))
-}
-
-// fuel is what was used, given what is left of the last slice.
-func (c *call) fuel(left uint64) int64 { return c.used + c.granted - int64(left) }
-
 type hostFunction struct {
 	signature
 	run wasm.GoModuleFunc

@@ -89,12 +89,7 @@ func (m *Module) evalBatch(ctx context.Context, b *batch, o evalOptions) (loss.O
 	chunks := m.meta.cut(b, o.elements)
 	var weights [][]float32
 	if !b.evaluate {
-		all := make([]float32, b.elems)
-		weights = make([][]float32, len(b.data))
-		for i := range weights {
-			n := int(b.dims[i][0]) * int(b.dims[i][1])
-			weights[i], all = all[:n:n], all[n:]
-		}
+		weights = make([][]float32, len(b.data)) // set by run
 	}
 	results, err := m.runAll(ctx, b, chunks, weights, o.workers)
 	if err != nil {
@@ -149,8 +144,6 @@ func (m *Module) runOne(ctx context.Context, b *batch, c *chunk, weights [][]flo
 		return result{}, err
 	}
 	defer leave()
-	ctx, cancel := m.deadline(ctx) // waiting for a place is not the module's doing
-	defer cancel()
 	r, err := m.run(ctx, b, c, weights)
 	if err != nil && isInput(err) && c.lo > 0 {
 		err = bad("%w (counted from datum %d of the batch on)", err, c.lo)

@@ -18,9 +18,6 @@ const (
 	fuelExport  = "__fuel" // read by the host after a call
 )
 
-// slice is the most fuel that is given out at once: some 0.1 ms.
-const slice = 256 << 10
-
 var (
 	meterType = signature{i64 + i64, i64}
 	payType   = signature{i64, ""}

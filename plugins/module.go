@@ -89,14 +89,12 @@ func (m *Module) named(err error) error {
 
 // describe asks for version and metadata.
 func (m *Module) describe(ctx context.Context) error {
-	ctx, cancel := m.deadline(ctx)
-	defer cancel()
 	leave, err := m.host.place(ctx, m.host.running)
 	if err != nil {
 		return err
 	}
 	defer leave()
-	i, err := m.start(ctx, m.host.lim.FuelBase)
+	i, err := m.start(ctx, m.host.lim.allowance(0))
 	if err != nil {
 		return refusal(err)
 	}
@@ -127,7 +125,7 @@ func (m *Module) describe(ctx context.Context) error {
 	if meta.MinMemoryPages > m.host.lim.MemoryPages {
 		return bad("it needs %d pages of memory, the limit is %d", meta.MinMemoryPages, m.host.lim.MemoryPages)
 	}
-	m.meta, m.report.Meta, m.report.StartFuel = meta, *meta, i.fuelUsed()
+	m.meta, m.report.Meta, m.report.StartFuel = meta, *meta, i.spent()
 	m.report.Pages = int(i.Memory().Size() >> 16)
 	return nil
 }
@@ -139,11 +137,6 @@ func refusal(err error) error {
 		return err
 	}
 	return bad("%w", err)
-}
-
-func (m *Module) deadline(ctx context.Context) (context.Context, context.CancelFunc) {
-	t := m.host.lim.CallTime
-	return context.WithTimeoutCause(ctx, t, api.Errorf(api.Internal, "it took longer than %v", t))
 }
 
 // result is what one call gave.
@@ -159,7 +152,7 @@ type metric struct {
 	value float64
 }
 
-// run evaluates one chunk in a fresh instance and writes its weights, one slice for each of its datums.
+// run evaluates one chunk in a fresh instance and sets weights, a slice for each of its datums.
 func (m *Module) run(ctx context.Context, b *batch, c *chunk, weights [][]float32) (res result, err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -173,7 +166,7 @@ func (m *Module) run(ctx context.Context, b *batch, c *chunk, weights [][]float3
 	if l.total > m.host.lim.RequestBytes {
 		return res, bad("the request has %d bytes, the limit is %d", l.total, m.host.lim.RequestBytes)
 	}
-	i, err := m.start(ctx, m.host.lim.fuel(c.elems, c.hi-c.lo))
+	i, err := m.start(ctx, m.host.lim.allowance(c.elems+c.hi-c.lo))
 	if err != nil {
 		return res, err
 	}
@@ -203,7 +196,7 @@ func (m *Module) run(ctx context.Context, b *batch, c *chunk, weights [][]float3
 	if view, ok = i.Memory().Read(at, uint32(l.total)); !ok {
 		return res, api.Errorf(api.Internal, "its memory shrank")
 	}
-	res.fuel, res.pages = i.fuelUsed(), int(i.Memory().Size()>>16)
+	res.fuel, res.pages = i.spent(), int(i.Memory().Size()>>16)
 	if status := int32(status); status != statusOK {
 		return res, failed(status, errorText(view, l))
 	}
@@ -260,18 +253,25 @@ func (m *Module) read(res *result, view []byte, l *layout, b *batch, c *chunk, w
 	if b.evaluate {
 		return nil
 	}
-	at, most := l.weights, math.Float32bits(float32(m.host.lim.Weight))
-	for j := range weights {
-		if !getFloats(weights[j], view[at:], most) {
-			return m.badWeight(weights[j], c.lo+j)
-		}
-		at += 4 * len(weights[j])
+	all, ok := takeFloats(view[l.weights:][:4*c.elems], math.Float32bits(float32(m.host.lim.Weight)))
+	for i := range weights {
+		dims := b.dims[c.lo+i]
+		n := int(dims[0]) * int(dims[1])
+		weights[i], all = all[:n:n], all[n:]
+	}
+	if !ok {
+		return m.badWeight(weights, c.lo)
 	}
 	return nil
 }
 
-func (m *Module) badWeight(w []float32, datum int) error {
+// badWeight names the first weight that is not allowed, in weights of the datums from first on.
+func (m *Module) badWeight(weights [][]float32, first int) error {
 	most := float32(m.host.lim.Weight)
-	j := slices.IndexFunc(w, func(v float32) bool { return !(v >= -most && v <= most) })
-	return api.Errorf(api.Internal, "datum %d: weight %d is %v, wanted a number from %v to %v", datum, j, w[j], -most, most)
+	for i, w := range weights {
+		if j := slices.IndexFunc(w, func(v float32) bool { return !(v >= -most && v <= most) }); j >= 0 {
+			return api.Errorf(api.Internal, "datum %d: weight %d is %v, wanted a number from %v to %v", first+i, j, w[j], -most, most)
+		}
+	}
+	return api.Errorf(api.Internal, "a weight is not a number from %v to %v", -most, most)
 }

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/tetratelabs/wazero"
 )
@@ -260,7 +261,7 @@ type outcome struct {
 
 func runProgram(t *testing.T, h *Host, compiled wazero.CompiledModule) (o outcome, fuel int64) {
 	t.Helper()
-	i := &instance{call: call{budget: 1 << 40}}
+	i := &instance{call: call{allowance: allowance{1 << 40, time.Hour}}}
 	i.ctx = context.WithValue(context.Background(), callKey{}, &i.call)
 	mod, err := h.rt.InstantiateModule(i.ctx, compiled, h.config)
 	if err != nil {
@@ -277,7 +278,7 @@ func runProgram(t *testing.T, h *Host, compiled wazero.CompiledModule) (o outcom
 	b, _ := mod.Memory().Read(0, mod.Memory().Size())
 	o.memory = bytes.Clone(b)
 	if g := mod.ExportedGlobal(fuelExport); g != nil {
-		fuel = i.fuelUsed()
+		fuel = i.spent()
 	}
 	return o, fuel
 }

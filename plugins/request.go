@@ -3,23 +3,22 @@ package plugins
 import (
 	"encoding/binary"
 	"math"
-
-	"tinkerlocal/engine/api"
 )
 
 // layout says where everything in a request is: see ABI.md, request. Offsets count from the request's first byte.
 type layout struct {
 	columns []column
-	fixed   []byte // the part in front of the columns' data, complete but for the metrics' and the error's bytes, which are zero
-	weights int    // offset
-	metrics int
-	text    int // of the error
+	fixed   []byte // what is in front of the metrics
+	metrics int    // offset; behind them come the error's text and the columns' data
+	text    int    // of the error
+	weights int
 	total   int
 }
 
 // column is one named tensor of all datums of the chunk.
 type column struct {
-	in    *Input // nil: the current log-probabilities
+	in    *Input  // nil: the current log-probabilities
+	of    *values // nil likewise
 	elems int
 	size  int // bytes of an element
 	data  int // offset
@@ -27,11 +26,8 @@ type column struct {
 	own   bool
 }
 
-// present finds datum d's tensor for the column.
-func (c *column) present(d *api.Datum) (api.TensorData, bool) {
-	t, ok := d.LossInputs[c.in.Name]
-	return t, ok
-}
+// ownSpans says that a datum may lack the input, or have it in another shape than its log-probabilities.
+func (i *Input) ownSpans() bool { return i.Like == "" || i.Optional }
 
 const logProbsName = "$logprobs"
 
@@ -45,18 +41,12 @@ func (m *Meta) plan(b *batch, c *chunk) (*layout, error) {
 	names := len(logProbsName)
 	for i := range m.Inputs {
 		in := &m.Inputs[i]
-		col := column{in: in, size: 4, own: in.Like == "" || in.Optional}
+		col := column{in: in, of: &b.inputs[i], elems: c.elems, size: 4, own: in.ownSpans()}
 		if in.DType == "int64" {
 			col.size = 8
 		}
-		if !col.own {
-			col.elems = c.elems
-		} else {
-			for j := c.lo; j < c.hi; j++ {
-				if t, ok := col.present(&b.data[j]); ok {
-					col.elems += t.Len()
-				}
-			}
+		if col.own {
+			col.elems = col.of.elems(c.lo, c.hi)
 		}
 		l.columns = append(l.columns, col)
 		names += len(in.Name)
@@ -82,7 +72,6 @@ func (m *Meta) plan(b *batch, c *chunk) (*layout, error) {
 	}
 	params, config, nameAt := take(8*len(b.params)), take(len(b.config)), take(names)
 	l.metrics, l.text = take(metricSize*maxMetrics), take(maxErrorText)
-	fixed := at
 	for i := range l.columns {
 		l.columns[i].data = take(l.columns[i].elems * l.columns[i].size)
 	}
@@ -92,7 +81,7 @@ func (m *Meta) plan(b *batch, c *chunk) (*layout, error) {
 		return nil, bad("the request would have %d bytes", at)
 	}
 
-	f := make([]byte, fixed)
+	f := make([]byte, l.metrics)
 	l.fixed = f
 	put := func(off, v int) { binary.LittleEndian.PutUint32(f[off:], uint32(v)) }
 	put(offMagic, magic)
@@ -155,20 +144,17 @@ func (m *Meta) plan(b *batch, c *chunk) (*layout, error) {
 func (col *column) putSpans(f []byte, b *batch, c *chunk) {
 	start := uint32(0)
 	for i := c.lo; i < c.hi; i++ {
-		dims, ok := b.dims[i], true
-		if col.in != nil {
-			var t api.TensorData
-			if t, ok = col.present(&b.data[i]); ok {
-				dims, _ = twoDims(t) // checked before
-			}
+		x := extent{b.dims[i], true}
+		if col.of != nil {
+			x = col.of.spans[i]
 		}
-		s := f[spanSize*(i-c.lo):]
-		binary.LittleEndian.PutUint32(s, start)
-		if ok {
-			binary.LittleEndian.PutUint32(s[4:], dims[0])
-			binary.LittleEndian.PutUint32(s[8:], dims[1])
+		s := (*[spanSize]byte)(f[spanSize*(i-c.lo):])
+		binary.LittleEndian.PutUint32(s[0:], start)
+		if x.present {
+			binary.LittleEndian.PutUint32(s[4:], x.dims[0])
+			binary.LittleEndian.PutUint32(s[8:], x.dims[1])
 			binary.LittleEndian.PutUint32(s[12:], flagPresent)
-			start += dims[0] * dims[1]
+			start += x.dims[0] * x.dims[1]
 		}
 	}
 }
@@ -176,21 +162,20 @@ func (col *column) putSpans(f []byte, b *batch, c *chunk) {
 // fill writes the request into guest memory, all of it: what the host does not set is zeroed.
 func (l *layout) fill(view []byte, b *batch, c *chunk) {
 	copy(view, l.fixed)
+	clear(view[l.metrics:l.columns[0].data])
 	for i := range l.columns {
 		col := &l.columns[i]
-		at := col.data
-		for j := c.lo; j < c.hi; j++ {
-			switch {
-			case col.in == nil:
-				at += putFloats(view[at:], b.logProbs[j])
-			case col.size == 8:
-				if t, ok := col.present(&b.data[j]); ok {
-					at += putInts(view[at:], t.Ints)
-				}
-			default:
-				if t, ok := col.present(&b.data[j]); ok {
-					at += putFloats(view[at:], t.Floats)
-				}
+		at, floats := col.data, b.logProbs
+		if col.of != nil {
+			floats = col.of.floats
+		}
+		if col.size == 8 {
+			for _, v := range col.of.ints[c.lo:c.hi] {
+				at += putInts(view[at:], v)
+			}
+		} else {
+			for _, v := range floats[c.lo:c.hi] {
+				at += putFloats(view[at:], v)
 			}
 		}
 		clear(view[at:align(at)])

@@ -183,29 +183,64 @@ func FuzzRequest(f *testing.F) {
 	})
 }
 
-// TestFloats: all that is not a number of at most the limit's size is found, in every place.
+// TestFloats: numbers come back as they were; all that is not one of at most the limit's size is found, in every place; also on a machine whose
+// numbers lie in memory in another order.
 func TestFloats(t *testing.T) {
-	for n := range 10 {
-		for i := range n {
-			for _, c := range []struct {
-				v  float32
-				ok bool
-			}{
-				{1e6, true}, {-1e6, true}, {0, true}, {float32(math.Copysign(0, -1)), true}, {math.SmallestNonzeroFloat32, true},
-				{math.Nextafter32(1e6, 2e6), false}, {-1.5e6, false}, {math.MaxFloat32, false},
-				{float32(math.Inf(1)), false}, {float32(math.Inf(-1)), false}, {float32(math.NaN()), false}, {math.Float32frombits(0xffffffff), false},
-			} {
-				v := make([]float32, n)
-				v[i] = c.v
-				b := make([]byte, 4*n)
-				if putFloats(b, v) != 4*n {
-					t.Fatal("length")
-				}
-				got := make([]float32, n)
-				if ok := getFloats(got, b, math.Float32bits(1e6)); ok != c.ok || !sameBits([][]float32{got}, [][]float32{v}) {
-					t.Errorf("%v at %d of %d: %v, %v", c.v, i, n, ok, got)
+	defer func(v bool) { little = v }(little)
+	for _, little = range []bool{little, false} {
+		for n := range 20 {
+			for i := range n {
+				for _, c := range []struct {
+					v  float32
+					ok bool
+				}{
+					{1e6, true}, {-1e6, true}, {0, true}, {float32(math.Copysign(0, -1)), true}, {math.SmallestNonzeroFloat32, true},
+					{math.Nextafter32(1e6, 2e6), false}, {-1.5e6, false}, {math.MaxFloat32, false},
+					{float32(math.Inf(1)), false}, {float32(math.Inf(-1)), false}, {float32(math.NaN()), false}, {math.Float32frombits(0xffffffff), false},
+				} {
+					v := make([]float32, n)
+					v[i] = c.v
+					b := make([]byte, 4*n)
+					if putFloats(b, v) != 4*n || binary.LittleEndian.Uint32(b[4*i:]) != math.Float32bits(c.v) {
+						t.Fatalf("%v at %d of %d: bytes % x", c.v, i, n, b)
+					}
+					if got, ok := takeFloats(b, math.Float32bits(1e6)); ok != c.ok || !sameBits([][]float32{got}, [][]float32{v}) {
+						t.Errorf("%v at %d of %d: %v, %v", c.v, i, n, ok, got)
+					}
 				}
 			}
+			v, b := make([]int64, n), make([]byte, 8*n)
+			for i := range v {
+				v[i] = int64(i+1) << (4 * i)
+			}
+			if putInts(b, v) != 8*n {
+				t.Fatal("length")
+			}
+			for i, x := range v {
+				if binary.LittleEndian.Uint64(b[8*i:]) != uint64(x) {
+					t.Fatalf("%d of %d: bytes % x", i, n, b)
+				}
+			}
+		}
+	}
+}
+
+// TestWithin: among numbers whose bits together are those of none of them.
+func TestWithin(t *testing.T) {
+	rng := rand.New(rand.NewPCG(5, 6))
+	for range 2000 {
+		b := make([]byte, 4*rng.IntN(70))
+		most, want := rng.Uint32()>>1, true
+		for i := 0; i < len(b); i += 4 {
+			v := rng.Uint32()
+			if rng.IntN(20) > 0 {
+				v = v&(1<<31) | v&^(1<<31)%(most+1) // small enough
+			}
+			binary.LittleEndian.PutUint32(b[i:], v)
+			want = want && v&^(1<<31) <= most
+		}
+		if within(b, most) != want {
+			t.Fatalf("%d numbers, at most %08x: got %v", len(b)/4, most, !want)
 		}
 	}
 }

@@ -78,10 +78,10 @@ func use(t testing.TB, p *local.Plugins, what string) loss.Loss {
 	return l.Loss
 }
 
-// mischief loads a module that does what its inputs say, on a host with that much fuel.
+// mischief loads a module that does what its inputs say, on a host with that much fuel and all the time there is.
 func mischief(t testing.TB, scope string, fuel int64) loss.Loss {
 	t.Helper()
-	h, err := plugins.Open(t.Context(), plugins.Options{Limits: plugins.Limits{FuelBase: fuel}})
+	h, err := plugins.Open(t.Context(), plugins.Options{Limits: plugins.Limits{FuelBase: fuel, CallTime: time.Hour}})
 	if err != nil {
 		t.Fatal(err)
 	}
