@@ -286,27 +286,70 @@ TL_NO_INLINE double tl_sigmoid(double x) {
 
 /* ---- losses of sequence scores ---- */
 
+/* TL_OPAQUE hides from the compiler where a value comes from, and keeps such places in order. Fast loops need it, since engines translate
+ * a module as it is written: they have good code for plain operations on vectors, but not for the shuffles, selections and 64-bit shifts
+ * that compilers make of conversions and comparisons. TL_FAR is for a pointer that the turn of a loop begins with: what is read first is
+ * its farthest pair, and the nearer ones are at constant distances, so an engine checks one address. */
+#ifdef __wasm__
+#define TL_OPAQUE(x) __asm__ volatile("" : "+r"(x))
+#define TL_FAR(p, pair) do { TL_OPAQUE(p); tl_pair((p) + (pair)); } while (0)
+#else
+#define TL_OPAQUE(x) ((void)(x))
+#define TL_FAR(p, pair) ((void)0)
+#endif
+
+/* tl_pair is tl_load, as one load at a constant distance from a pointer. */
+typedef int64_t tl_pair_bits __attribute__((aligned(4), may_alias));
+static inline tl_f64x2 tl_pair(const float *p) {
+  tl_i64x2 bits = {*(const tl_pair_bits *)p, 0};
+  TL_OPAQUE(bits);
+  return __builtin_convertvector(__builtin_shufflevector((tl_f32x4)bits, (tl_f32x4)bits, 0, 1), tl_f64x2);
+}
+
+/* tl_add is sum + w * x, without the x whose w is zero. */
+static inline tl_f64x2 tl_add(tl_f64x2 sum, tl_f64x2 w, tl_f64x2 x, tl_f64x2 zero) {
+  tl_i64x2 counts = (tl_i64x2)(w != zero);
+  TL_OPAQUE(counts);
+  sum += (tl_f64x2)((tl_i64x2)(w * x) & counts);
+  TL_OPAQUE(sum);
+  return sum;
+}
+
+/* tl_add_8 adds w * (lp - ref) of eight tokens to four pairs of sums; referred says whether there is a ref. */
+static inline __attribute__((always_inline)) void tl_add_8(tl_f64x2 *sum, const float *lp, const float *ref, const float *w, int referred, tl_f64x2 zero) {
+#define TL_TWO(j) sum[j] = tl_add(sum[j], tl_pair(w + 2 * j), referred ? tl_pair(lp + 2 * j) - tl_pair(ref + 2 * j) : tl_pair(lp + 2 * j), zero);
+  TL_TWO(0) TL_TWO(1) TL_TWO(2) TL_TWO(3)
+#undef TL_TWO
+}
+
 /* tl_score is the sum over n tokens of w * (lp - ref), in float64; ref may be NULL. Tokens of weight 0 may hold anything,
- * infinities too. Eight running sums, so that the order is fixed, the adds overlap and the metering of a host is cheap. */
+ * infinities too. Eight running sums, so that the order is fixed and the adds overlap. */
 TL_NO_INLINE double tl_score(const float *lp, const float *ref, const float *w, uint32_t n) {
-  const tl_f64x2 zero = {0, 0};
+  tl_f64x2 zero = {0, 0};
   tl_f64x2 sum[4] = {zero, zero, zero, zero};
-  double rest = 0;
   uint32_t i = 0;
-#define TL_TERM(j, x)                                                \
-  {                                                                  \
-    tl_f64x2 v = tl_load(w + i + 2 * j);                             \
-    sum[j] += (tl_f64x2)((tl_i64x2)(v * (x)) & (tl_i64x2)(v != zero)); \
+  TL_OPAQUE(zero);
+  if (ref) {
+    for (; i + 16 <= n; i += 16) {
+      const float *a = lp + i, *b = ref + i, *c = w + i;
+      TL_FAR(a, 14);
+      TL_FAR(b, 14);
+      TL_FAR(c, 14);
+      tl_add_8(sum, a, b, c, 1, zero);
+      tl_add_8(sum, a + 8, b + 8, c + 8, 1, zero);
+    }
+    if (i + 8 <= n) tl_add_8(sum, lp + i, ref + i, w + i, 1, zero), i += 8;
+  } else {
+    for (; i + 16 <= n; i += 16) {
+      const float *a = lp + i, *c = w + i;
+      TL_FAR(a, 14);
+      TL_FAR(c, 14);
+      tl_add_8(sum, a, NULL, c, 0, zero);
+      tl_add_8(sum, a + 8, NULL, c + 8, 0, zero);
+    }
+    if (i + 8 <= n) tl_add_8(sum, lp + i, NULL, w + i, 0, zero), i += 8;
   }
-#define TL_GAIN(j) TL_TERM(j, tl_load(lp + i + 2 * j) - tl_load(ref + i + 2 * j))
-#define TL_ALONE(j) TL_TERM(j, tl_load(lp + i + 2 * j))
-  if (ref)
-    for (; i + 8 <= n; i += 8) { TL_GAIN(0) TL_GAIN(1) TL_GAIN(2) TL_GAIN(3) }
-  else
-    for (; i + 8 <= n; i += 8) { TL_ALONE(0) TL_ALONE(1) TL_ALONE(2) TL_ALONE(3) }
-#undef TL_TERM
-#undef TL_GAIN
-#undef TL_ALONE
+  double rest = 0;
   for (; i < n; i++)
     if (w[i] != 0) rest += (double)w[i] * ((double)lp[i] - (ref ? (double)ref[i] : 0));
   tl_f64x2 all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
@@ -317,12 +360,20 @@ TL_NO_INLINE double tl_score(const float *lp, const float *ref, const float *w, 
 TL_NO_INLINE void tl_spread(float *out, const float *w, uint32_t n, double dscore) {
   float g = (float)-dscore;
   uint32_t i = 0;
-  for (; i + 16 <= n; i += 16) {
-    *(tl_f32x4 *)(out + i) = *(const tl_f32x4 *)(w + i) * g;
-    *(tl_f32x4 *)(out + i + 4) = *(const tl_f32x4 *)(w + i + 4) * g;
-    *(tl_f32x4 *)(out + i + 8) = *(const tl_f32x4 *)(w + i + 8) * g;
-    *(tl_f32x4 *)(out + i + 12) = *(const tl_f32x4 *)(w + i + 12) * g;
+#define TL_FOUR(j) *(tl_f32x4 *)(to + 4 * j) = *(const tl_f32x4 *)(from + 4 * j) * g;
+  for (; i + 32 <= n; i += 32) {
+    float *to = out + i;
+    const float *from = w + i;
+    TL_FAR(to, 30);
+    TL_FAR(from, 30);
+    TL_FOUR(0) TL_FOUR(1) TL_FOUR(2) TL_FOUR(3) TL_FOUR(4) TL_FOUR(5) TL_FOUR(6) TL_FOUR(7)
   }
+  for (; i + 4 <= n; i += 4) {
+    float *to = out + i;
+    const float *from = w + i;
+    TL_FOUR(0)
+  }
+#undef TL_FOUR
   for (; i < n; i++) out[i] = w[i] * g;
 }
 
