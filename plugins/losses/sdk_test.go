@@ -2,7 +2,6 @@ package losses
 
 import (
 	"fmt"
-	"io"
 	"maps"
 	"math"
 	"os"
@@ -131,40 +130,4 @@ func TestNewProjects(t *testing.T) {
 			samePairs(t, wasm)
 		})
 	}
-}
-
-// TestAssemblyScript builds the example where asc is at hand: in PATH, or named by $ASC.
-func TestAssemblyScript(t *testing.T) {
-	asc := os.Getenv("ASC")
-	if asc == "" {
-		asc = "asc"
-	}
-	if _, err := exec.LookPath(asc); err != nil {
-		t.Skip("no asc on this machine (npm install assemblyscript, then ASC=node_modules/.bin/asc)")
-	}
-	dir := t.TempDir()
-	for _, name := range []string{"loss.ts", "tinker-loss.ts"} {
-		in, err := os.Open(filepath.Join("..", "sdk", "assemblyscript", name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		out, err := os.Create(filepath.Join(dir, name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, err = io.Copy(out, in)
-		if err := fmt.Sprint(err, in.Close(), out.Close()); err != "<nil> <nil> <nil>" {
-			t.Fatal(err)
-		}
-	}
-	cmd := exec.Command(asc, "loss.ts", "-O3", "--noAssert", "--runtime", "stub", "-o", "pairs.wasm")
-	cmd.Dir = dir
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("asc: %v\n%s", err, out)
-	}
-	wasm, err := os.ReadFile(filepath.Join(dir, "pairs.wasm"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	samePairs(t, wasm)
 }
