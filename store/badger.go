@@ -248,7 +248,7 @@ type logger struct{ log *slog.Logger }
 
 func (l logger) Errorf(f string, a ...any)   { l.log.Error("badger: " + line(f, a)) }
 func (l logger) Warningf(f string, a ...any) { l.log.Warn("badger: " + line(f, a)) }
-func (l logger) Infof(f string, a ...any)    { l.log.Debug("badger: " + line(f, a)) }
+func (l logger) Infof(string, ...any)        {} // of its files, which are nobody's business
 func (l logger) Debugf(string, ...any)       {}
 
 func line(f string, a []any) string { return strings.TrimSpace(fmt.Sprintf(f, a...)) }

@@ -8,15 +8,10 @@ import (
 	"tinkerlocal/engine/api"
 )
 
-// Collected says what a collection has done.
-type Collected struct {
-	Kept, Deleted int // chunks
-}
-
 // Collect deletes chunks that no checkpoint refers to and gives their space back. It may run while checkpoints are
 // saved and read: chunks that a writer or reader holds are pinned, and those of a checkpoint that is committed
 // meanwhile are kept. When a checkpoint's table cannot be read, nobody knows what it refers to; then nothing is deleted.
-func (s *Store) Collect(ctx context.Context) (out Collected, err error) {
+func (s *Store) Collect(ctx context.Context) (out api.Collected, err error) {
 	s.collecting.Lock()
 	defer s.collecting.Unlock()
 	if err := s.mark(ctx); err != nil {

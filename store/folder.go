@@ -141,14 +141,22 @@ func mend(dir string) error {
 	return nil
 }
 
+// Owner is the process that has the store in a folder open, or had when it died; 0: nobody knows.
+func Owner(dir string) (pid int) { return readOwner(dir).PID }
+
+func readOwner(dir string) (o owner) {
+	text, err := os.ReadFile(filepath.Join(dir, ownerFile))
+	if err != nil || json.Unmarshal(text, &o) != nil {
+		return owner{}
+	}
+	return o
+}
+
 // inUse is the error of a folder that a process has open.
 func inUse(dir string) error {
 	who := "another process"
-	if text, err := os.ReadFile(filepath.Join(dir, ownerFile)); err == nil {
-		var o owner
-		if json.Unmarshal(text, &o) == nil && o.PID > 0 {
-			who = fmt.Sprintf("process %d (%.200q) since %s", o.PID, o.Command, o.Since.Format(time.RFC3339))
-		}
+	if o := readOwner(dir); o.PID > 0 {
+		who = fmt.Sprintf("process %d (%.200q) since %s", o.PID, o.Command, o.Since.Format(time.RFC3339))
 	}
 	return api.Errorf(api.Busy, "state directory %s is in use by %s; end it, or choose another directory", dir, who)
 }

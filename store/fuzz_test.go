@@ -74,7 +74,7 @@ func FuzzTable(f *testing.F) {
 			return
 		}
 		for _, x := range got.Tensors {
-			n, err := tensorBytes(x.TensorInfo)
+			n, err := x.TensorInfo.Bytes()
 			if err != nil || int64(len(x.Chunks)-1)*chunkBytes >= n && n > 0 || n < 0 {
 				t.Errorf("tensor %+v is accepted", x.TensorInfo)
 			}

@@ -120,7 +120,7 @@ func (r *reader) find(name string) (*tensor, int64, error) {
 	if !ok {
 		return nil, 0, api.Errorf(api.NotFound, "checkpoint %v has no tensor %.200q", r.rec.Checkpoint.Path, name)
 	}
-	n, err := tensorBytes(r.list[i].TensorInfo)
+	n, err := r.list[i].Bytes()
 	return &r.list[i], n, err
 }
 

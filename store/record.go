@@ -5,9 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
-	"math"
-	"strings"
-	"unicode/utf8"
 
 	"tinkerlocal/engine/api"
 )
@@ -25,8 +22,6 @@ const (
 // Bounds of what a record may claim.
 const (
 	maxTensors     = 1 << 20
-	maxTensorName  = 512
-	maxTensorDims  = 8
 	maxTableBytes  = 1 << 30
 	maxOwner       = 256
 	maxRecordBytes = 1 << 20
@@ -104,7 +99,7 @@ func parseTable(b []byte, chunk int) (t table, err error) {
 	}
 	seen := map[string]bool{}
 	for i, x := range t.Tensors {
-		n, err := tensorBytes(x.TensorInfo)
+		n, err := x.Bytes()
 		if err != nil {
 			return t, fmt.Errorf("tensor %d: %w", i, err)
 		}
@@ -121,38 +116,3 @@ func parseTable(b []byte, chunk int) (t table, err error) {
 
 // pieces is how many chunks n bytes take.
 func pieces(n int64, chunk int) int { return int((n + int64(chunk) - 1) / int64(chunk)) }
-
-// elemBytes is the size of a dtype's elements, 0 for one that is unknown.
-func elemBytes(dtype string) int {
-	switch dtype {
-	case "F64", "I64":
-		return 8
-	case "F32", "I32":
-		return 4
-	case "BF16", "F16", "I16":
-		return 2
-	case "I8", "U8", "BOOL":
-		return 1
-	}
-	return 0
-}
-
-// tensorBytes checks t and returns the size of its content.
-func tensorBytes(t api.TensorInfo) (int64, error) {
-	switch {
-	case t.Name == "" || len(t.Name) > maxTensorName || !utf8.ValidString(t.Name) || strings.ContainsRune(t.Name, 0):
-		return 0, api.Errorf(api.BadRequest, "the tensor's name is %.80q (%d bytes), wanted 1 to %d bytes of UTF-8 without NUL", t.Name, len(t.Name), maxTensorName)
-	case elemBytes(t.DType) == 0:
-		return 0, api.Errorf(api.BadRequest, "tensor %q has the dtype %.20q, wanted F64, F32, BF16, F16, I64, I32, I16, I8, U8 or BOOL", t.Name, t.DType)
-	case len(t.Shape) > maxTensorDims:
-		return 0, api.Errorf(api.BadRequest, "tensor %q has %d dimensions, wanted at most %d", t.Name, len(t.Shape), maxTensorDims)
-	}
-	n := int64(elemBytes(t.DType))
-	for _, d := range t.Shape {
-		if d < 0 || d > 0 && n > math.MaxInt64/4/int64(d) {
-			return 0, api.Errorf(api.BadRequest, "tensor %q has the shape %v, wanted sizes from 0 whose product is a number of bytes", t.Name, t.Shape)
-		}
-		n *= int64(d)
-	}
-	return n, nil
-}

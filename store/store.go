@@ -302,7 +302,7 @@ func (s *Store) fail(err error) {
 	}
 }
 
-var _ api.Store = (*Store)(nil)
+var _ api.StateStore = (*Store)(nil)
 
 // cancelled says whether ctx has ended.
 func cancelled(ctx context.Context) error {

@@ -10,18 +10,8 @@ import (
 	"tinkerlocal/engine/api"
 )
 
-// Damage is one thing that cannot be read.
-type Damage struct {
-	Checkpoint string `json:"checkpoint"` // its path, or a run's id
-	Tensor     string `json:"tensor,omitempty"`
-	Chunk      int    `json:"chunk,omitempty"` // from 1; 0: the record, or the table of tensors
-	Err        error  `json:"-"`
-	Msg        string `json:"error"`
-}
-
-// Verify reads checkpoints from the disk and reports all that is damaged; none means that every byte is as it was
-// saved. Without paths it reads everything, run records too. The error is of the reading itself, such as a path that is not there.
-func (s *Store) Verify(ctx context.Context, paths ...api.Path) (found []Damage, err error) {
+// Verify is of api.StateStore.
+func (s *Store) Verify(ctx context.Context, paths ...api.Path) (found []api.Damage, err error) {
 	if len(paths) == 0 {
 		s.mu.Lock()
 		err := s.usable()
@@ -36,14 +26,14 @@ func (s *Store) Verify(ctx context.Context, paths ...api.Path) (found []Damage, 
 			if rest, ok := strings.CutPrefix(key, checkpointPrefix); ok {
 				name = "tinker://" + rest
 			}
-			found = append(found, Damage{Checkpoint: name, Err: err, Msg: "the record " + err.Error()})
+			found = append(found, api.Damage{Checkpoint: name, Err: err, Msg: "the record " + err.Error()})
 		}
 		s.mu.Unlock()
 		if err != nil {
 			return nil, err
 		}
 		slices.SortFunc(paths, func(a, b api.Path) int { return strings.Compare(a.String(), b.String()) })
-		slices.SortFunc(found, func(a, b Damage) int { return strings.Compare(a.Checkpoint, b.Checkpoint) })
+		slices.SortFunc(found, func(a, b api.Damage) int { return strings.Compare(a.Checkpoint, b.Checkpoint) })
 	}
 	good := map[sum]bool{}
 	for _, p := range paths {
@@ -57,10 +47,10 @@ func (s *Store) Verify(ctx context.Context, paths ...api.Path) (found []Damage, 
 }
 
 // verify reads one checkpoint. Chunks in good were read before.
-func (s *Store) verify(ctx context.Context, p api.Path, good map[sum]bool) (found []Damage, err error) {
+func (s *Store) verify(ctx context.Context, p api.Path, good map[sum]bool) (found []api.Damage, err error) {
 	r, err := s.open(p)
 	if api.CodeOf(err) == api.DataLoss && err != nil {
-		return []Damage{{Checkpoint: p.String(), Err: err, Msg: err.Error()}}, nil
+		return []api.Damage{{Checkpoint: p.String(), Err: err, Msg: err.Error()}}, nil
 	}
 	if err != nil {
 		return nil, err
@@ -69,7 +59,7 @@ func (s *Store) verify(ctx context.Context, p api.Path, good map[sum]bool) (foun
 	buf := make([]byte, r.rec.ChunkBytes)
 	for i := range r.list {
 		t := &r.list[i]
-		n, err := tensorBytes(t.TensorInfo)
+		n, err := t.Bytes()
 		if err != nil {
 			return found, err
 		}
@@ -86,7 +76,7 @@ func (s *Store) verify(ctx context.Context, p api.Path, good map[sum]bool) (foun
 				return found, err
 			}
 			if err != nil {
-				found = append(found, Damage{p.String(), t.Name, j + 1, err, err.Error()})
+				found = append(found, api.Damage{Checkpoint: p.String(), Tensor: t.Name, Chunk: j + 1, Err: err, Msg: err.Error()})
 				continue
 			}
 			good[id] = true
@@ -94,7 +84,7 @@ func (s *Store) verify(ctx context.Context, p api.Path, good map[sum]bool) (foun
 	}
 	if got := r.rec.Checkpoint.Bytes; got != r.bytes() {
 		err := fmt.Errorf("checkpoint %v: its tensors have %d bytes, its record says %d", p, r.bytes(), got)
-		found = append(found, Damage{Checkpoint: p.String(), Err: err, Msg: err.Error()})
+		found = append(found, api.Damage{Checkpoint: p.String(), Err: err, Msg: err.Error()})
 	}
 	return found, nil
 }
@@ -102,7 +92,7 @@ func (s *Store) verify(ctx context.Context, p api.Path, good map[sum]bool) (foun
 // bytes is the size of all tensors.
 func (r *reader) bytes() (total int64) {
 	for _, t := range r.infos {
-		n, _ := tensorBytes(t) // parseTable has checked it
+		n, _ := t.Bytes() // parseTable has checked it
 		total += n
 	}
 	return total

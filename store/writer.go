@@ -125,7 +125,7 @@ func (w *writer) Tensor(ctx context.Context, t api.TensorInfo, data []byte) erro
 	if w.over {
 		return api.Errorf(api.BadRequest, "checkpoint %v: tensor %q comes after commit or abort", w.c.Path, t.Name)
 	}
-	n, err := tensorBytes(t)
+	n, err := t.Bytes()
 	switch {
 	case err != nil:
 		return w.failed(err)
@@ -138,7 +138,7 @@ func (w *writer) Tensor(ctx context.Context, t api.TensorInfo, data []byte) erro
 	}
 	w.seen[t.Name] = true
 	t.Shape = append([]int{}, t.Shape...)
-	sums, err := w.chunks(ctx, data, elemBytes(t.DType))
+	sums, err := w.chunks(ctx, data, api.DTypeBytes(t.DType))
 	if err != nil {
 		return w.failed(err)
 	}

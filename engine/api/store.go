@@ -82,14 +82,6 @@ type CheckpointReader interface {
 	Close() error
 }
 
-// TensorInfo names a tensor in a checkpoint. DType is a word of safetensors: F64, F32, BF16, F16, I64, I32,
-// I16, I8, U8, BOOL. Values are row-major and little-endian.
-type TensorInfo struct {
-	Name  string `json:"name"`
-	DType string `json:"dtype"`
-	Shape []int  `json:"shape"`
-}
-
 // CheckpointQuery chooses checkpoints. An empty field matches all.
 type CheckpointQuery struct {
 	Run       string
