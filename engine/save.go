@@ -141,12 +141,29 @@ func (s *saving) end(err error) {
 	}
 }
 
-// write brings the copy into the store.
+// write brings the copy into the store. A store that another process has may go away in the middle and be there again: what began
+// with the one is done with the other. A store that is closed for good says so at once.
 func (s *saving) write() (api.Checkpoint, error) {
 	e := s.run.e
-	w, err := e.opt.Checkpoints.Create(e.ctx, s.what, s.opt)
+	c, committing, err := s.writeOnce(s.opt)
+	if err != nil && api.CodeOf(err) == api.Closed && e.ctx.Err() == nil {
+		e.log.Warn("save again: the store was gone", "path", s.what.Path.String(), "err", err)
+		again := s.opt
+		again.Overwrite = again.Overwrite || committing // by what the first attempt may have left
+		c, _, err = s.writeOnce(again)
+	}
+	if err == nil {
+		e.log.Info("checkpoint saved", "path", c.Path.String(), "step", c.Step, "bytes", c.Bytes, "written", c.Written)
+	}
+	return c, err
+}
+
+// writeOnce also says whether the checkpoint was about to exist.
+func (s *saving) writeOnce(o api.SaveOptions) (c api.Checkpoint, committing bool, err error) {
+	e := s.run.e
+	w, err := e.opt.Checkpoints.Create(e.ctx, s.what, o)
 	if err != nil {
-		return api.Checkpoint{}, err
+		return c, false, err
 	}
 	defer w.Abort()
 	for i, t := range s.state.Tensors {
@@ -155,14 +172,11 @@ func (s *saving) write() (api.Checkpoint, error) {
 			err = w.Tensor(e.ctx, api.TensorInfo{Name: t.Name, DType: "F32", Shape: t.Shape}, data)
 		}
 		if err != nil {
-			return api.Checkpoint{}, fmt.Errorf("save %v: %w", s.what.Path, err)
+			return c, false, fmt.Errorf("save %v: %w", s.what.Path, err)
 		}
 	}
-	c, err := w.Commit(e.ctx)
-	if err == nil {
-		e.log.Info("checkpoint saved", "path", c.Path.String(), "step", c.Step, "bytes", c.Bytes, "written", c.Written)
-	}
-	return c, err
+	c, err = w.Commit(e.ctx)
+	return c, true, err
 }
 
 // fetch brings a tensor to the host, a piece at a time.

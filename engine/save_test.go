@@ -363,3 +363,80 @@ func TestSaveExternal(t *testing.T) {
 		t.Errorf("%v is %v (%v)", two, found.Path, err)
 	}
 }
+
+// leaving is a store whose first writer loses its store at one place, as if a process had died.
+type leaving struct {
+	api.Store
+	at   string // "tensor", "commit", or "committed": the answer is lost
+	left *atomic.Int64
+}
+
+type leavingWriter struct {
+	api.CheckpointWriter
+	s leaving
+}
+
+func (s leaving) Create(ctx context.Context, c api.Checkpoint, o api.SaveOptions) (api.CheckpointWriter, error) {
+	w, err := s.Store.Create(ctx, c, o)
+	if err != nil {
+		return nil, err
+	}
+	return leavingWriter{w, s}, nil
+}
+
+func (w leavingWriter) gone(at string) error {
+	if w.s.at == at && w.s.left.Add(-1) >= 0 {
+		w.CheckpointWriter.Abort()
+		return api.Errorf(api.Closed, "gone")
+	}
+	return nil
+}
+
+func (w leavingWriter) Tensor(ctx context.Context, t api.TensorInfo, data []byte) error {
+	if err := w.gone("tensor"); err != nil {
+		return err
+	}
+	return w.CheckpointWriter.Tensor(ctx, t, data)
+}
+
+func (w leavingWriter) Commit(ctx context.Context) (api.Checkpoint, error) {
+	if err := w.gone("commit"); err != nil {
+		return api.Checkpoint{}, err
+	}
+	c, err := w.CheckpointWriter.Commit(ctx)
+	if err == nil {
+		err = w.gone("committed")
+	}
+	return c, err
+}
+
+// TestSaveAgain: a save whose store goes away in the middle and comes back is done; one whose store does not is told, and the run goes on.
+func TestSaveAgain(t *testing.T) {
+	for _, at := range []string{"tensor", "commit", "committed"} {
+		for times, want := range map[int64]api.Code{1: "", 2: api.Closed} {
+			var s leaving
+			e, _ := stored(t, func(o *engine.Options) {
+				s = leaving{o.Checkpoints, at, &atomic.Int64{}}
+				s.left.Store(times)
+				o.Checkpoints = s
+			})
+			r := newRun(t, e.NewSession(), "small", 1)
+			train(t, r, 1, datum(1, 9))
+			f, err := r.SaveState("x", api.SaveOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, err := f.Wait(t.Context())
+			if want != "" {
+				if api.CodeOf(err) != want || err == nil {
+					t.Errorf("%s %d times: got %v, wanted %s", at, times, err, want)
+				}
+			} else if info, bad := s.Info(t.Context(), c.Path); err != nil || bad != nil || info.SHA256 != c.SHA256 || info.Step != 1 {
+				t.Errorf("%s %d times: %+v, %v, %v", at, times, info, err, bad)
+			}
+			if saveState(t, r, "y").Step != 1 {
+				t.Errorf("%s %d times: the run does not go on", at, times)
+			}
+		}
+	}
+}
