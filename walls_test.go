@@ -84,15 +84,16 @@ var walls = map[string][]string{
 	// doors: they translate and hold no logic. engine/api is the vocabulary that all of them speak.
 	"cmd/tinker-local": {
 		"engine/local", "engine/sft", "engine/sft/data", "engine/sft/record", "engine", "engine/loss", "engine/api",
-		"cmd/tinker-local/server", "cmd/tinker-local/hub",
+		"cmd/tinker-local/server", "cmd/tinker-local/server/remote", "cmd/tinker-local/hub",
 		"engine/token", "engine/chat", // prompts are text: a door tokenizes
 		"engine/disk", // where the server is, in the state directory
 	},
-	"cmd/tinker-local/hub":         {"engine/api", "engine/disk"}, // downloads: the engine itself never opens a socket
-	"cmd/tinker-local/server":      {"engine", "engine/interchange", "engine/api", "cmd/tinker-local/server/wire"},
-	"cmd/tinker-local/server/wire": {"engine/api"},
-	"capi":                         {"capi/handle", "engine/local", "engine", "engine/chat", "engine/api"},
-	"capi/handle":                  {},
+	"cmd/tinker-local/hub":           {"engine/api", "engine/disk"}, // downloads: the engine itself never opens a socket
+	"cmd/tinker-local/server":        {"engine", "engine/interchange", "engine/api", "cmd/tinker-local/server/wire", "cmd/tinker-local/server/remote"},
+	"cmd/tinker-local/server/wire":   {"engine/api"},
+	"cmd/tinker-local/server/remote": {"engine/api"}, // both ends of a store's connection
+	"capi":                           {"capi/handle", "engine/local", "engine", "engine/chat", "engine/api"},
+	"capi/handle":                    {},
 }
 
 // free are folders whose packages may import any project package, because nothing imports them.

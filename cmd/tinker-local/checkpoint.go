@@ -79,7 +79,7 @@ func checkpointListCommand(a *app) *cobra.Command {
 				return usageError{c, err}
 			}
 			q.Kind, q.Page = kinds[kind], page.page
-			return a.withState(false, func(s *local.State) error { return a.listCheckpoints(c.Context(), s, q) })
+			return a.withState(c.Context(), false, func(s local.State) error { return a.listCheckpoints(c.Context(), s, q) })
 		},
 	}
 	f := c.Flags()
@@ -92,7 +92,7 @@ func checkpointListCommand(a *app) *cobra.Command {
 	return c
 }
 
-func (a *app) listCheckpoints(ctx context.Context, s *local.State, q api.CheckpointQuery) error {
+func (a *app) listCheckpoints(ctx context.Context, s local.State, q api.CheckpointQuery) error {
 	out, err := s.List(ctx, q)
 	if err != nil {
 		return err
@@ -152,7 +152,7 @@ func checkpointInfoCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.withState(false, func(s *local.State) error {
+			return a.withState(c.Context(), false, func(s local.State) error {
 				r, err := s.Open(c.Context(), p)
 				if err != nil {
 					return err

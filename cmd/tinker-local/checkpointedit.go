@@ -17,12 +17,12 @@ import (
 )
 
 // eachPath does something to each checkpoint that is named, and prints what became of it. The first error ends it.
-func (a *app) eachPath(ctx context.Context, args []string, what string, do func(s *local.State, p api.Path) error) error {
+func (a *app) eachPath(ctx context.Context, args []string, what string, do func(s local.State, p api.Path) error) error {
 	paths, err := parsePaths(args)
 	if err != nil {
 		return err
 	}
-	return a.withState(false, func(s *local.State) error {
+	return a.withState(ctx, false, func(s local.State) error {
 		done := []api.Checkpoint{}
 		for _, p := range paths {
 			c, err := s.Info(ctx, p)
@@ -53,7 +53,7 @@ func checkpointPublishCommand(a *app) *cobra.Command {
 		Example: "  tinker-local checkpoint publish tinker://RUN/sampler_weights/final",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.eachPath(c.Context(), args, "published", func(s *local.State, p api.Path) error { return s.Publish(c.Context(), p) })
+			return a.eachPath(c.Context(), args, "published", func(s local.State, p api.Path) error { return s.Publish(c.Context(), p) })
 		},
 	}
 }
@@ -65,7 +65,7 @@ func checkpointUnpublishCommand(a *app) *cobra.Command {
 		Example: "  tinker-local checkpoint unpublish tinker://RUN/sampler_weights/final",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.eachPath(c.Context(), args, "unpublished", func(s *local.State, p api.Path) error { return s.Unpublish(c.Context(), p) })
+			return a.eachPath(c.Context(), args, "unpublished", func(s local.State, p api.Path) error { return s.Unpublish(c.Context(), p) })
 		},
 	}
 }
@@ -88,9 +88,9 @@ func checkpointTTLCommand(a *app) *cobra.Command {
 			case given && ttl <= 0:
 				return usageError{c, fmt.Errorf("--ttl is %v, wanted more than 0", ttl)}
 			case never:
-				return a.eachPath(c.Context(), args, "kept", func(s *local.State, p api.Path) error { return s.ClearTTL(c.Context(), p) })
+				return a.eachPath(c.Context(), args, "kept", func(s local.State, p api.Path) error { return s.ClearTTL(c.Context(), p) })
 			}
-			return a.eachPath(c.Context(), args, "expiring", func(s *local.State, p api.Path) error { return s.SetTTL(c.Context(), p, ttl) })
+			return a.eachPath(c.Context(), args, "expiring", func(s local.State, p api.Path) error { return s.SetTTL(c.Context(), p, ttl) })
 		},
 	}
 	c.Flags().DurationVar(&ttl, "ttl", 0, "how long from now, such as 90m or 168h")
@@ -112,7 +112,7 @@ func checkpointDeleteCommand(a *app) *cobra.Command {
 				return usageError{c, errors.New("wanted the paths of checkpoints, or --expired")}
 			}
 			if expired {
-				return a.withState(false, func(s *local.State) error { return a.deleteExpired(c.Context(), s) })
+				return a.withState(c.Context(), false, func(s local.State) error { return a.deleteExpired(c.Context(), s) })
 			}
 			return a.deleteCheckpoints(c.Context(), args, yes)
 		},
@@ -127,7 +127,7 @@ func (a *app) deleteCheckpoints(ctx context.Context, args []string, yes bool) er
 	if err != nil {
 		return err
 	}
-	return a.withState(false, func(s *local.State) error {
+	return a.withState(ctx, false, func(s local.State) error {
 		var all []api.Checkpoint // found first, so that a mistyped path deletes nothing
 		for _, p := range paths {
 			c, err := s.Info(ctx, p)
@@ -151,7 +151,7 @@ func (a *app) deleteCheckpoints(ctx context.Context, args []string, yes bool) er
 	})
 }
 
-func (a *app) deleteExpired(ctx context.Context, s *local.State) error {
+func (a *app) deleteExpired(ctx context.Context, s local.State) error {
 	gone, err := s.DeleteExpired(ctx)
 	if err != nil {
 		return err
@@ -164,7 +164,7 @@ func (a *app) deleteExpired(ctx context.Context, s *local.State) error {
 }
 
 // collect gives the space of what was deleted back: the store does so in its own time, but this program ends at once.
-func (a *app) collect(ctx context.Context, s *local.State, report map[string]any) error {
+func (a *app) collect(ctx context.Context, s local.State, report map[string]any) error {
 	out, err := s.Collect(ctx)
 	if err != nil {
 		return err
@@ -214,12 +214,12 @@ func checkpointVerifyCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.withState(false, func(s *local.State) error { return a.verify(c.Context(), s, paths) })
+			return a.withState(c.Context(), false, func(s local.State) error { return a.verify(c.Context(), s, paths) })
 		},
 	}
 }
 
-func (a *app) verify(ctx context.Context, s *local.State, paths []api.Path) error {
+func (a *app) verify(ctx context.Context, s local.State, paths []api.Path) error {
 	if len(paths) == 0 {
 		all, err := s.List(ctx, api.CheckpointQuery{})
 		if err != nil {

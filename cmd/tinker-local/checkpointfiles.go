@@ -60,7 +60,7 @@ func checkpointExportCommand(a *app) *cobra.Command {
 				return err
 			}
 			f.Optimizer, f.DType = !f.weightsOnly, a.opt.DType
-			return a.withState(false, func(s *local.State) error { return a.export(c.Context(), s, p, f) })
+			return a.withState(c.Context(), false, func(s local.State) error { return a.export(c.Context(), s, p, f) })
 		},
 	}
 	l := c.Flags()
@@ -75,7 +75,7 @@ func checkpointExportCommand(a *app) *cobra.Command {
 	return c
 }
 
-func (a *app) export(ctx context.Context, s *local.State, p api.Path, f exportFlags) error {
+func (a *app) export(ctx context.Context, s local.State, p api.Path, f exportFlags) error {
 	x, err := a.models().PlanExport(ctx, s, p, f.ExportOptions)
 	if f.Format == local.GGUF && f.Unembed == local.KeepUnembed && api.CodeOf(err) == api.Unsupported {
 		return fmt.Errorf("%w (--unembed drop; or --own-head, if the base's GGUF was made with an output.weight of its own)", err)
@@ -141,7 +141,7 @@ func checkpointImportCommand(a *app) *cobra.Command {
 				return usageError{c, fmt.Errorf("--ttl is %v, wanted more than 0", ttl)}
 			}
 			o.Path, o.Save.TTL = p, ttl
-			return a.withState(true, func(s *local.State) error { return a.importFrom(c.Context(), s, args[0], o) })
+			return a.withState(c.Context(), true, func(s local.State) error { return a.importFrom(c.Context(), s, args[0], o) })
 		},
 	}
 	l := c.Flags()
@@ -152,7 +152,7 @@ func checkpointImportCommand(a *app) *cobra.Command {
 	return c
 }
 
-func (a *app) importFrom(ctx context.Context, s *local.State, source string, o local.ImportOptions) error {
+func (a *app) importFrom(ctx context.Context, s local.State, source string, o local.ImportOptions) error {
 	c, notes, err := a.models().Import(ctx, source, s, o)
 	if err != nil {
 		return fmt.Errorf("import %s: %w", source, err)

@@ -57,7 +57,13 @@ func (a *app) openModel(ctx context.Context, facts *local.Facts, state string) (
 	model := facts.Name
 	bar := countBar(a.err, 1, "loading "+model)
 	o := a.opt
-	o.State = state
+	if o.State = state; state != "" {
+		s, err := a.openState(ctx, true)
+		if err != nil {
+			return nil, err
+		}
+		o.Checkpoints = a.follow(s)
+	}
 	o.Progress = func(_ string, done, total int64) {
 		if bar.GetMax64() != total {
 			bar.ChangeMax64(total)

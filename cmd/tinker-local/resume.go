@@ -133,14 +133,14 @@ const newestRun = "newest"
 
 // findResumed finds a training state and the settings of its run. what is a checkpoint's path, a run, or newestRun.
 func (a *app) findResumed(ctx context.Context, what string) (r *resumed, err error) {
-	err = a.withState(false, func(s *local.State) error {
+	err = a.withState(ctx, false, func(s local.State) error {
 		r, err = lookUp(ctx, s, what)
 		return err
 	})
 	return r, err
 }
 
-func lookUp(ctx context.Context, s *local.State, what string) (*resumed, error) {
+func lookUp(ctx context.Context, s local.State, what string) (*resumed, error) {
 	var run api.RunRecord
 	var err error
 	r := &resumed{}
@@ -184,7 +184,7 @@ func lookUp(ctx context.Context, s *local.State, what string) (*resumed, error) 
 	return r, nil
 }
 
-func newest(ctx context.Context, s *local.State) (api.RunRecord, error) {
+func newest(ctx context.Context, s local.State) (api.RunRecord, error) {
 	all, err := s.Runs(ctx, api.RunQuery{})
 	for _, r := range all.Runs {
 		if _, ok := r.UserMetadata[trainKey]; ok && r.LastCheckpoint != nil {

@@ -42,7 +42,7 @@ func runListCommand(a *app) *cobra.Command {
 				return usageError{c, err}
 			}
 			q.Page = page.page
-			return a.withState(false, func(s *local.State) error { return a.listRuns(c.Context(), s, q) })
+			return a.withState(c.Context(), false, func(s local.State) error { return a.listRuns(c.Context(), s, q) })
 		},
 	}
 	c.Flags().StringVar(&q.Owner, "owner", "", "only those of this owner")
@@ -51,7 +51,7 @@ func runListCommand(a *app) *cobra.Command {
 	return c
 }
 
-func (a *app) listRuns(ctx context.Context, s *local.State, q api.RunQuery) error {
+func (a *app) listRuns(ctx context.Context, s local.State, q api.RunQuery) error {
 	out, err := s.Runs(ctx, q)
 	if err != nil {
 		return err
@@ -95,7 +95,7 @@ func runInfoCommand(a *app) *cobra.Command {
 		Example: "  tinker-local run info 0123456789abcdef:train:0",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.withState(false, func(s *local.State) error {
+			return a.withState(c.Context(), false, func(s local.State) error {
 				r, err := s.Run(c.Context(), args[0])
 				if err != nil {
 					return err

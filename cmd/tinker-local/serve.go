@@ -92,7 +92,7 @@ func (a *app) serve(ctx context.Context, f serveFlags) (err error) {
 	if certificate != nil {
 		listener = tls.NewListener(listener, certificate)
 	}
-	here, err := a.announce(listener.Addr(), certificate != nil)
+	here, err := a.announce(listener.Addr(), certificate)
 	if err != nil {
 		return err
 	}

@@ -2,8 +2,10 @@ package main
 
 import (
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net"
@@ -11,16 +13,18 @@ import (
 	"path/filepath"
 
 	"tinkerlocal/cmd/tinker-local/server"
+	"tinkerlocal/cmd/tinker-local/server/remote"
 	"tinkerlocal/engine/api"
 	"tinkerlocal/engine/disk"
+	"tinkerlocal/engine/local"
 )
 
-// serving says where the server of a state directory is, and with what key this program's other commands reach it. It is kept in the
+// serving says where the server of a state directory is, and how this program's other commands reach it. It is kept in the
 // state directory as long as the server runs, for its user's eyes only.
 type serving struct {
-	URL string `json:"url"`
-	Key string `json:"key"`
-	PID int    `json:"pid"`
+	remote.Address
+	PID     int    `json:"pid"`
+	Version string `json:"version"` // of the program
 
 	file   string
 	secret []byte
@@ -32,8 +36,14 @@ const (
 )
 
 // announce writes down where the server is. Its secret is made once for a state directory, so that ids and links outlive the server.
-func (a *app) announce(at net.Addr, encrypted bool) (*serving, error) {
-	s := &serving{URL: url(at, encrypted), Key: server.KeyPrefix + rand.Text(), PID: os.Getpid()}
+func (a *app) announce(at net.Addr, certificate *tls.Config) (*serving, error) {
+	s := &serving{
+		Address: remote.Address{URL: url(at, certificate != nil), Key: server.KeyPrefix + rand.Text(), Protocol: remote.Protocol},
+		PID:     os.Getpid(), Version: buildVersion().Version,
+	}
+	if certificate != nil {
+		s.Certificate = remote.Fingerprint(certificate.Certificates[0].Certificate[0])
+	}
 	if a.state == "" {
 		return s, nil
 	}
@@ -86,7 +96,8 @@ func (s *serving) remove() {
 	}
 }
 
-// served finds the server that has the state directory open; nil: there is none.
+// served finds the server that has the state directory open; nil: none has. What a server that died has left behind is not
+// believed: the process that has the directory open is another one.
 func (a *app) served() (*serving, error) {
 	if a.state == "" {
 		return nil, nil
@@ -103,5 +114,13 @@ func (a *app) served() (*serving, error) {
 	if err := json.Unmarshal(b, s); err != nil {
 		return nil, api.Errorf(api.DataLoss, "%s: %w", name, err)
 	}
+	if owner := local.StateOwner(a.state); owner != 0 && owner != s.PID {
+		return nil, nil
+	}
 	return s, nil
+}
+
+// failed says why the server's store cannot be used.
+func (s *serving) failed(state string, err error) error {
+	return &api.Error{Code: api.CodeOf(err), Msg: fmt.Sprintf("state directory %s is served by process %d (tinker-local %s): %v", state, s.PID, s.Version, err), Err: err}
 }

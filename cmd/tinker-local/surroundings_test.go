@@ -6,8 +6,14 @@ import (
 	"testing"
 )
 
+// asProgram is the variable that makes the test's binary the program itself, for tests that need several processes.
+const asProgram = "TINKER_LOCAL_TEST_AS_PROGRAM"
+
 // TestMain keeps the tests away from the models, the settings and the hub of the user who runs them.
 func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		main() // exits
+	}
 	dir, err := os.MkdirTemp("", "tinker-local-test-*")
 	if err != nil {
 		panic(err)

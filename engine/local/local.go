@@ -28,6 +28,10 @@ type Options struct {
 	Limits engine.Limits
 	State  string // folder of the checkpoint store, made if it is not there; "": checkpoints are kept in memory until Close
 
+	// Checkpoints is a store that is open already, such as one that another process has in State; nil: State's is opened. The engine
+	// closes it, and so does an Open that fails.
+	Checkpoints api.Store
+
 	HubCache string // cache of Hugging Face programs, also a source of models; "": not looked into; see DefaultHubCache
 
 	Progress func(model string, done, total int64) // parameters of a base loaded; see engine.Options
@@ -35,7 +39,13 @@ type Options struct {
 }
 
 // Open returns an engine on this machine. Close it.
-func Open(ctx context.Context, o Options) (*engine.Engine, error) {
+func Open(ctx context.Context, o Options) (_ *engine.Engine, err error) {
+	checkpoints := o.Checkpoints
+	defer func() {
+		if err != nil && checkpoints != nil {
+			checkpoints.Close()
+		}
+	}()
 	weights, err := storeType(o.DType)
 	if err != nil {
 		return nil, err
@@ -44,7 +54,9 @@ func Open(ctx context.Context, o Options) (*engine.Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	checkpoints, err := openStore(o)
+	if checkpoints == nil {
+		checkpoints, err = openStore(o)
+	}
 	if err != nil {
 		dev.Close()
 		return nil, err
@@ -56,7 +68,6 @@ func Open(ctx context.Context, o Options) (*engine.Engine, error) {
 	})
 	if err != nil {
 		dev.Close()
-		checkpoints.Close()
 	}
 	return e, err
 }
@@ -65,27 +76,30 @@ func openStore(o Options) (api.Store, error) {
 	if o.State == "" {
 		return store.OpenMemory(store.Options{Log: o.Log}), nil
 	}
-	s, err := OpenState(o.State, true, o.Log)
-	if err != nil {
-		return nil, err // not s: an interface that holds a nil *Store is not nil
-	}
-	return s, nil
+	return OpenState(o.State, true, o.Log)
 }
 
 // State is the store of checkpoints and run records in a state directory.
-type State = store.Store
+type State = api.StateStore
 
 // OpenState opens a state directory without an engine, to look after what is in it. It is made if make is set; otherwise one that
-// is not there is an empty store. One process at a time may have it open. Close it.
-func OpenState(dir string, make bool, log *slog.Logger) (*State, error) {
+// is not there is an empty store. One process at a time may have it open: the error of others is api.Busy. Close it.
+func OpenState(dir string, make bool, log *slog.Logger) (State, error) {
 	if dir == "" {
 		return nil, api.Errorf(api.BadRequest, "no state directory is named and no home folder is known: set $%s", StateVariable)
 	}
 	if _, err := os.Stat(dir); !make && errors.Is(err, fs.ErrNotExist) {
 		return store.OpenMemory(store.Options{Log: log}), nil
 	}
-	return store.Open(dir, store.Options{Log: log})
+	s, err := store.Open(dir, store.Options{Log: log})
+	if err != nil {
+		return nil, err // not s: an interface that holds a nil *Store is not nil
+	}
+	return s, nil
 }
+
+// StateOwner is the process that has a state directory open, or had when it died; 0: nobody knows.
+func StateOwner(dir string) (pid int) { return store.Owner(dir) }
 
 func storeType(name string) (kernels.DType, error) {
 	switch name {

@@ -3,6 +3,7 @@ package server
 import (
 	"net/http"
 
+	"tinkerlocal/cmd/tinker-local/server/remote"
 	"tinkerlocal/engine/api"
 )
 
@@ -15,6 +16,17 @@ func forAdmin(c *call) error {
 		return refuse(http.StatusForbidden, api.BadRequest, "this is for the server's own command line")
 	}
 	return nil
+}
+
+// remoteStore is the state directory's store for the commands beside the server.
+func (s *Server) remoteStore(c *call) (any, error) {
+	if err := forAdmin(c); err != nil {
+		return nil, err
+	}
+	if s.remote == nil {
+		return nil, api.Errorf(api.Unsupported, "this server keeps no checkpoints")
+	}
+	return http.StripPrefix(remote.Path, s.remote), nil
 }
 
 // addPlugin takes a loss module, where that is allowed. It is checked as the command line checks it.

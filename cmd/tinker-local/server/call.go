@@ -65,6 +65,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, to route) {
 		s.send(w, reply{status: http.StatusNoContent})
 	case reply:
 		s.send(w, v)
+	case http.Handler:
+		v.ServeHTTP(w, r)
 	case stream:
 		s.sendStream(c, v)
 	default:

@@ -1,6 +1,10 @@
 package server
 
-import "net/http"
+import (
+	"net/http"
+
+	"tinkerlocal/cmd/tinker-local/server/remote"
+)
 
 // route is one path. public: it needs no key.
 type route struct {
@@ -61,6 +65,7 @@ var table = []route{
 	{"GET /api/v1/billing/usage/events", (*Server).billing, false},
 
 	{"PUT /local/v1/plugins/{name}", (*Server).addPlugin, false},
+	{remote.Path + "/", (*Server).remoteStore, false},
 }
 
 // routes is the table as a handler.

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"tinkerlocal/cmd/tinker-local/server/remote"
 	"tinkerlocal/engine"
 	"tinkerlocal/engine/api"
 )
@@ -52,6 +53,7 @@ type Server struct {
 	engine  *engine.Engine
 	handler http.Handler
 	ready   atomic.Bool
+	remote  *remote.Handler // the store, for this program's own command line; nil: it is not served
 	started time.Time
 
 	// What owners share: requests being answered, bytes coming in and going out, downloads; sessions, runs, samplers; ops, the samples among them
@@ -101,6 +103,9 @@ func New(o Options) *Server {
 		sessions: map[string]*session{}, runs: map[string]*run{}, samplers: map[string]*sampler{},
 		ops: map[opKey]*op{}, open: map[*op]bool{}, reaped: map[string]time.Time{},
 	}
+	if st, ok := o.Engine.Checkpoints().(api.StateStore); ok && o.Admin != "" {
+		s.remote = remote.NewHandler(st)
+	}
 	s.handler = s.guarded(s.routes())
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
@@ -135,6 +140,11 @@ func (s *Server) Drain(ctx context.Context) error {
 	s.stopped = true
 	open := slices.Collect(maps.Keys(s.open))
 	s.mu.Unlock()
+	if s.remote != nil {
+		if err := s.remote.Drain(ctx); err != nil {
+			return err
+		}
+	}
 	for _, o := range open {
 		select {
 		case <-o.work.Done():
@@ -176,6 +186,9 @@ func (s *Server) Close() {
 	s.stop()
 	close(s.stopping) // before sessions are closed: polls then tell of the stop and not of what it does to the work
 	s.janitor.Wait()
+	if s.remote != nil {
+		s.remote.Close()
+	}
 	s.mu.Lock()
 	for _, sess := range s.sessions {
 		s.drop(sess)
