@@ -18,11 +18,48 @@ import (
 	"tinkerlocal/engine/interchange"
 )
 
-// archiveMAC signs a download: whoever has the link may read this checkpoint until it ends.
-func (s *Server) archiveMAC(p api.Path, expires int64) string {
+// downloadMAC signs a download: whoever has the link may read this file of the checkpoint until it ends. file "": the archive.
+func (s *Server) downloadMAC(p api.Path, file string, expires int64) string {
 	m := hmac.New(sha256.New, s.opt.Secret)
-	m.Write([]byte("archive\x00" + p.String() + "\x00" + strconv.FormatInt(expires, 10)))
+	m.Write([]byte("archive\x00" + p.String() + "\x00" + file + "\x00" + strconv.FormatInt(expires, 10)))
 	return hex.EncodeToString(m.Sum(nil))
+}
+
+// link is where whoever has it may read a file of a checkpoint until then.
+func (s *Server) link(base *url.URL, p api.Path, file string, expires time.Time) string {
+	at := base.JoinPath("archive", p.Run, p.Kind, p.Name)
+	if file != "" {
+		at = at.JoinPath(file)
+	}
+	at.RawQuery = url.Values{
+		"expires": {strconv.FormatInt(expires.Unix(), 10)}, "signature": {s.downloadMAC(p, file, expires.Unix())},
+	}.Encode()
+	return at.String()
+}
+
+// linkLife is when links of now end.
+func (s *Server) linkLife() time.Time {
+	return s.opt.Now().Add(s.lim.ArchiveLife).Truncate(time.Second).UTC()
+}
+
+// linked is the checkpoint whose file a link of this server's names, when there is room for one more download.
+func (s *Server) linked(c *call, file string) (api.Path, error) {
+	p, err := pathOf(c)
+	if err != nil {
+		return p, err
+	}
+	expires, err := strconv.ParseInt(c.URL.Query().Get("expires"), 10, 64)
+	if err != nil || !hmac.Equal([]byte(c.URL.Query().Get("signature")), []byte(s.downloadMAC(p, file, expires))) {
+		return p, refuse(http.StatusForbidden, api.BadRequest, "the link is not one of this server's")
+	}
+	if s.opt.Now().Unix() > expires {
+		return p, refuse(http.StatusForbidden, api.BadRequest, "the link has ended: ask for a new one")
+	}
+	if !s.downloads.take("", 1) {
+		return p, refuse(http.StatusServiceUnavailable, api.Busy, "%d downloads are under way, the limit is that", s.lim.Downloads)
+	}
+	c.later(func() { s.downloads.give("", 1) })
+	return p, nil
 }
 
 // archiveLink gives out a link that works without a key: clients fetch it with a plain program.
@@ -35,22 +72,19 @@ func (s *Server) archiveLink(c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	expires := s.opt.Now().Add(s.lim.ArchiveLife).Truncate(time.Second)
-	link, err := s.base(c)
+	base, err := s.base(c)
 	if err != nil {
 		return nil, err
 	}
-	link = link.JoinPath("archive", k.Path.Run, k.Path.Kind, k.Path.Name)
-	link.RawQuery = url.Values{
-		"expires": {strconv.FormatInt(expires.Unix(), 10)}, "signature": {s.archiveMAC(k.Path, expires.Unix())},
-	}.Encode()
+	expires := s.linkLife()
+	out := wire.ArchiveResponse{URL: s.link(base, k.Path, "", expires), Expires: expires}
 	if before(c.Header.Get("X-Stainless-Package-Version"), 0, 25) { // they know redirects only
 		h := c.w.Header()
-		h.Set("Location", link.String())
-		h.Set("Expires", expires.UTC().Format(http.TimeFormat))
-		return jsonReply(http.StatusFound, wire.ArchiveResponse{URL: link.String(), Expires: expires.UTC()})
+		h.Set("Location", out.URL)
+		h.Set("Expires", expires.Format(http.TimeFormat))
+		return jsonReply(http.StatusFound, out)
 	}
-	return wire.ArchiveResponse{URL: link.String(), Expires: expires.UTC()}, nil
+	return out, nil
 }
 
 // before says whether a client's version, such as 0.16.1, is below major.minor. One that cannot be read is not.
@@ -80,25 +114,14 @@ func (s *Server) base(c *call) (*url.URL, error) {
 
 // archive sends a checkpoint as a tar file to whoever has a link.
 func (s *Server) archive(c *call) (any, error) {
-	p, err := pathOf(c)
+	p, err := s.linked(c, "")
 	if err != nil {
 		return nil, err
-	}
-	expires, err := strconv.ParseInt(c.URL.Query().Get("expires"), 10, 64)
-	if err != nil || !hmac.Equal([]byte(c.URL.Query().Get("signature")), []byte(s.archiveMAC(p, expires))) {
-		return nil, refuse(http.StatusForbidden, api.BadRequest, "the link is not one of this server's")
-	}
-	if s.opt.Now().Unix() > expires {
-		return nil, refuse(http.StatusForbidden, api.BadRequest, "the link has ended: ask for a new one")
 	}
 	st, err := s.store()
 	if err != nil {
 		return nil, err
 	}
-	if !s.downloads.take("", 1) {
-		return nil, refuse(http.StatusServiceUnavailable, api.Busy, "%d downloads are under way, the limit is that", s.lim.Downloads)
-	}
-	c.later(func() { s.downloads.give("", 1) })
 	r, err := st.Open(c.Context(), p)
 	if err != nil {
 		return nil, err

@@ -14,8 +14,6 @@ type run struct {
 	id      string
 	session *session
 	made    *engine.Future[*engine.Run]
-	base    string
-	rank    int
 }
 
 func (s *Server) createModel(c *call) (any, error) {
@@ -27,20 +25,26 @@ func (s *Server) createModel(c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	id := fmt.Sprintf("%s:train:%d", sess.id, r.ModelSeqID)
+	open := func(p engine.RunPlace) (*engine.Future[*engine.Run], error) { return p.NewRun(r.API()) }
+	return s.openRun(c, sess, r.ModelSeqID, open, func(id string) any { return wire.ModelCreated(id) })
+}
+
+// openRun answers with the run that has a number of its session, or with one that open opens. Clients know its id before they are told.
+func (s *Server) openRun(c *call, sess *session, n int64, open func(engine.RunPlace) (*engine.Future[*engine.Run], error), told func(id string) any) (any, error) {
+	id := fmt.Sprintf("%s:train:%d", sess.id, n)
 	sess.placing.Lock()
 	defer sess.placing.Unlock()
 	return s.submit(order{id: id + ":create", session: sess, start: func() (*op, error) {
 		if !s.runPlaces.take(c.owner, 1) && !(s.reap(c.owner) && s.runPlaces.take(c.owner, 1)) {
 			return nil, api.Errorf(api.Busy, "%d models of %s are open, the limit is %d for all owners", s.runPlaces.of(c.owner), c.owner, s.runPlaces.limit)
 		}
-		f, err := sess.engine.At(r.ModelSeqID).NewRun(r.API())
+		f, err := open(sess.engine.At(n))
 		if err != nil {
 			s.runPlaces.give(c.owner, 1)
 			return nil, err
 		}
-		s.addRun(&run{id: id, session: sess, made: f, base: r.BaseModel, rank: r.API().Lora.Rank})
-		return newOp(f, nil, asJSON(func(r *engine.Run) any { return wire.ModelCreated(r.ID()) })), nil
+		s.addRun(&run{id: id, session: sess, made: f})
+		return newOp(f, nil, asJSON(func(r *engine.Run) any { return told(r.ID()) })), nil
 	}})
 }
 
@@ -127,17 +131,18 @@ func (s *Server) getInfo(c *call) (any, error) {
 	if err := s.read(c, &r); err != nil {
 		return nil, err
 	}
-	model, _, err := s.run(c, r.ModelID)
+	_, open, err := s.run(c, r.ModelID)
 	if err != nil {
 		return nil, err
 	}
-	facts, err := s.opt.Describe(model.base)
+	info := open.Info()
+	facts, err := s.opt.Describe(info.BaseModel)
 	if err != nil {
-		s.log.Warn("model facts", "model", model.base, "err", err) // the run has its weights: the folder may have gone
+		s.log.Warn("model facts", "model", info.BaseModel, "err", err) // the run has its weights: the folder may have gone
 	}
 	return wire.GetInfoResponse{
-		ModelID: model.id, IsLora: true, LoraRank: model.rank, ModelName: model.base,
-		ModelData: wire.ModelData{Arch: facts.Arch, ModelName: model.base, TokenizerID: facts.Tokenizer},
+		ModelID: info.ID, IsLora: true, LoraRank: info.Lora.Rank, ModelName: info.BaseModel,
+		ModelData: wire.ModelData{Arch: facts.Arch, ModelName: info.BaseModel, TokenizerID: facts.Tokenizer},
 	}, nil
 }
 

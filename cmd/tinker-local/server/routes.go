@@ -41,6 +41,7 @@ var table = []route{
 	{"POST /api/v1/optim_step", (*Server).optimStep, false},
 	{"POST /api/v1/save_weights", (*Server).saveWeights, false},
 	{"POST /api/v1/save_weights_for_sampler", (*Server).saveForSampler, false},
+	{"POST /api/v1/save_weights_external", (*Server).saveExternal, false},
 	{"POST /api/v1/load_weights", (*Server).loadWeights, false},
 
 	{"POST /api/v1/create_sampling_session", (*Server).createSamplingSession, false},
@@ -61,6 +62,8 @@ var table = []route{
 	{"PUT /api/v1/training_runs/{run}/checkpoints/{kind}/{name}/ttl", (*Server).setTTL, false},
 	{"GET /api/v1/training_runs/{run}/checkpoints/{kind}/{name}/archive", (*Server).archiveLink, false},
 	{"GET /archive/{run}/{kind}/{name}", (*Server).archive, true}, // its link is signed
+	{"GET /api/v1/training_runs/{run}/checkpoints/{kind}/{name}/external_weights_urls", (*Server).externalLinks, false},
+	{"GET /archive/{run}/{kind}/{name}/{file}", (*Server).externalFile, true}, // its link is signed
 	{"GET /api/v1/audit", (*Server).audit, false},
 	{"GET /api/v1/billing/usage/events", (*Server).billing, false},
 

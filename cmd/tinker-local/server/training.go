@@ -155,7 +155,7 @@ func (s *Server) saveForSampler(c *call) (any, error) {
 // saveSamplingSession binds a copy of a run's weights to a sampling session with a number of the client's. A client that repeats the request draws
 // another number: the operation's own number tells that it is the same.
 func (s *Server) saveSamplingSession(c *call, o operation, n int64) (any, error) {
-	model, _, err := s.run(c, o.model)
+	model, open, err := s.run(c, o.model)
 	if err != nil {
 		return nil, err
 	}
@@ -175,31 +175,7 @@ func (s *Server) saveSamplingSession(c *call, o operation, n int64) (any, error)
 			s.samplerPlaces.give(sess.owner, 1)
 			return nil, err
 		}
-		s.addSampler(&sampler{id: name, session: sess, made: f, base: model.base})
+		s.addSampler(&sampler{id: name, session: sess, made: f, base: open.Base().Name})
 		return newOp(f, nil, asJSON(func(*engine.Sampler) any { return wire.SamplerSaved(name) })), nil
-	})
-}
-
-// loadWeights loads a checkpoint: the caller's, a public one, or one whose owner has lent their key.
-func (s *Server) loadWeights(c *call) (any, error) {
-	var r wire.LoadWeightsRequest
-	bad := s.read(c, &r)
-	if bad == nil && r.ModelID == "" {
-		return nil, api.Errorf(api.Unsupported, "load_weights of a session is not served: wanted model_id (this server does not set create_model_via_load_weights)")
-	}
-	reader := c.owner
-	if bad == nil && r.AccessToken != "" {
-		lender, ok := s.opt.Keys.owner(r.AccessToken)
-		if !ok {
-			bad = api.Errorf(api.BadRequest, "weights_access_token is not a key of this server")
-		}
-		reader = lender
-	}
-	return s.train(c, operation{model: r.ModelID, seq: r.SeqID, bad: bad}, func(p engine.Place) (*op, error) {
-		f, err := p.LoadStateAs(reader, r.Path.String(), r.Optimizer)
-		if err != nil {
-			return nil, err
-		}
-		return newOp(f, nil, asJSON(func(k api.Checkpoint) any { return wire.WeightsLoaded(k.Path, r.ModelID) })), nil
 	})
 }

@@ -10,8 +10,8 @@ import (
 
 // Checkpoint is an entry of a list.
 type Checkpoint struct {
-	ID         string    `json:"checkpoint_id"`   // weights/NAME or sampler_weights/NAME
-	Type       string    `json:"checkpoint_type"` // training or sampler
+	ID         string    `json:"checkpoint_id"`   // KIND/NAME
+	Type       string    `json:"checkpoint_type"` // training, sampler or external
 	Time       time.Time `json:"time"`
 	TinkerPath api.Path  `json:"tinker_path"`
 	Bytes      int64     `json:"size_bytes"`
@@ -22,8 +22,11 @@ type Checkpoint struct {
 // CheckpointOf is the wire's form of c.
 func CheckpointOf(c api.Checkpoint) Checkpoint {
 	kind := "training"
-	if c.Path.Kind == api.KindSampler {
+	switch c.Path.Kind {
+	case api.KindSampler:
 		kind = "sampler"
+	case api.KindExternal:
+		kind = "external" // since 0.38
 	}
 	return Checkpoint{c.Path.ID(), kind, c.Created.UTC(), c.Path, c.Bytes, c.Public, inUTC(c.Expires)}
 }
@@ -141,6 +144,12 @@ type SessionResponse struct {
 type ArchiveResponse struct {
 	URL     string    `json:"url"`
 	Expires time.Time `json:"expires"`
+}
+
+// ExternalURLsResponse says where each file of weights for other programs can be downloaded, and until when; since 0.38.
+type ExternalURLsResponse struct {
+	URLs    map[string]string `json:"urls"` // by the file's name
+	Expires time.Time         `json:"expires"`
 }
 
 // TraceResponse answers sessions/ID/trace_export.

@@ -179,6 +179,44 @@ func SamplerSaved(session string) SamplerSessionResponse {
 	return SamplerSessionResponse{session, "save_weights_for_sampler"}
 }
 
+// SaveWeightsExternalRequest saves weights for other programs; since 0.38.
+type SaveWeightsExternalRequest struct {
+	ModelID    string   `json:"model_id"`
+	SeqID      int64    `json:"seq_id"`
+	Name       string   `json:"path"` // of the checkpoint
+	TTLSeconds *int64   `json:"ttl_seconds"`
+	Recipients []string `json:"age_encryption_recipients"` // who alone can read the files
+}
+
+func (*SaveWeightsExternalRequest) name() string { return "save_weights_external" }
+
+func (r *SaveWeightsExternalRequest) check() error {
+	if err := required("path", r.Name); err != nil {
+		return err
+	}
+	if len(r.Recipients) > 0 {
+		return api.Errorf(api.Unsupported, "age_encryption_recipients has %d entries, wanted none: files are not encrypted here; encrypt them when they have been downloaded", len(r.Recipients))
+	}
+	return checkSave(r.ModelID, r.SeqID, r.Name, r.TTLSeconds)
+}
+
+// Options are the store's.
+func (r *SaveWeightsExternalRequest) Options() api.SaveOptions {
+	return api.SaveOptions{TTL: ttl(r.TTLSeconds)}
+}
+
+// ExternalSavedResponse is the result of save_weights_external.
+type ExternalSavedResponse struct {
+	Path  api.Path `json:"path"`
+	Bytes int64    `json:"size_bytes"` // of the tensors
+	Type  string   `json:"type"`
+}
+
+// ExternalSaved is the result of save_weights_external.
+func ExternalSaved(c api.Checkpoint) ExternalSavedResponse {
+	return ExternalSavedResponse{c.Path, c.Bytes, "save_weights_external"}
+}
+
 // LoadWeightsRequest loads a checkpoint into a model: one that is there, or a new one of a session.
 type LoadWeightsRequest struct {
 	ModelID string `json:"model_id"`
