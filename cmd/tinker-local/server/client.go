@@ -40,8 +40,11 @@ func (s *Server) telemetry(c *call) (any, error) {
 }
 
 func (s *Server) whoami(c *call) (any, error) {
-	return wire.Identity{User: "urn:tinker-local:user:" + c.owner, Organization: "urn:tinker-local:organization:local"}, nil
+	return wire.Identity{User: userURN(c.owner), Organization: "urn:tinker-local:organization:local"}, nil
 }
+
+// userURN is the name of an owner where clients want one that is unique in the world.
+func userURN(owner string) string { return "urn:tinker-local:user:" + owner }
 
 // capabilities lists the base models that can be trained and sampled. One whose folder cannot be read is left out.
 func (s *Server) capabilities(*call) (any, error) {

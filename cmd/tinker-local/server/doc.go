@@ -10,13 +10,16 @@
 //	status.go     error codes as HTTP status
 //	client.go     what clients ask about the server
 //	session.go    sessions and their heartbeats
+//	finish.go     the end of a session
+//	search.go     lists of sessions
 //	model.go      training runs: create_model, get_info, unload_model
 //	training.go   forward_backward, optim_step, saving
 //	load.go       loading, into a model or as the beginning of one
 //	sampling.go   sampling sessions and asample
 //	op.go         accepted work until its result has been fetched
 //	retrieve.go   retrieve_future
-//	listing.go    runs, checkpoints and sessions, as the REST client and the CLI read them
+//	listing.go    runs and checkpoints, as the REST client and the CLI read them
+//	usage.go      what checkpoints take
 //	archive.go    downloads of checkpoints by signed links
 //	external.go   weights for other programs, and their files by signed links
 //	admin.go      what this program's own command line asks: status, plugins

@@ -41,16 +41,22 @@ const (
 
 func newHost(t *testing.T) *host {
 	t.Helper()
+	return newHostOn(t, store.OpenMemory(store.Options{Interval: -1}))
+}
+
+// newHostOn is a host over a store that another one may have had before.
+func newHostOn(t *testing.T, s api.Store) *host {
+	t.Helper()
 	dev, err := cpu.Open(cpu.Options{Variant: "portable", Threads: 2})
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &host{t: t, store: store.OpenMemory(store.Options{Interval: -1}), now: time.Now()}
+	h := &host{t: t, store: s, now: time.Now()}
 	twin := enginetest.Small
 	twin.Seed = 9
 	seed := int64(0)
 	h.engine, err = engine.Open(context.Background(), engine.Options{
-		Device: dev, Models: enginetest.Models{"small": enginetest.Small, "twin": twin}, Checkpoints: h.store,
+		Device: dev, Models: enginetest.Models{"small": enginetest.Small, "twin": twin}, Checkpoints: shared{s},
 		Seed: func() int64 { seed++; return seed },
 	})
 	if err != nil {
@@ -72,6 +78,11 @@ func newHost(t *testing.T) *host {
 	})
 	return h
 }
+
+// shared is a store that an engine does not close.
+type shared struct{ api.Store }
+
+func (shared) Close() error { return nil }
 
 func (h *host) clock() time.Time {
 	h.mu.Lock()

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"slices"
 
 	"tinkerlocal/cmd/tinker-local/server/wire"
 	"tinkerlocal/engine/api"
@@ -80,11 +81,29 @@ func (s *Server) listRuns(c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if q.ProjectID != "" {
+		return s.runsOfProject(c, st, q)
+	}
 	page, err := st.Runs(c.Context(), api.RunQuery{Owner: c.owner, Page: q.Page})
 	if err != nil {
 		return nil, err
 	}
 	return wire.TrainingRunsOf(page, q.Page), nil
+}
+
+// runsOfProject lists the runs of those sessions that this server knows to be of a project.
+func (s *Server) runsOfProject(c *call, st api.Store, q wire.ListQuery) (any, error) {
+	page, err := st.Runs(c.Context(), api.RunQuery{Owner: c.owner})
+	if err != nil {
+		return nil, err
+	}
+	projects := s.projects()
+	runs := slices.DeleteFunc(page.Runs, func(r api.RunRecord) bool { return projects[sessionOf(r.ID)] != q.ProjectID })
+	lo, hi, err := q.Page.Window(0, len(runs))
+	if err != nil {
+		return nil, err
+	}
+	return wire.TrainingRunsOf(api.RunPage{Runs: runs[lo:hi], Total: len(runs)}, q.Page), nil
 }
 
 // runInfo describes a run: the caller's, or what may be seen of one with a public checkpoint.

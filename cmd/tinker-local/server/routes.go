@@ -29,6 +29,8 @@ var table = []route{
 	{"POST /api/v1/session_heartbeat", (*Server).heartbeat, false},
 	{"GET /api/v1/sessions", (*Server).listSessions, false},
 	{"GET /api/v1/sessions/{session}", (*Server).sessionInfo, false},
+	{"POST /api/v1/sessions/search", (*Server).searchSessions, false},
+	{"POST /api/v1/sessions/{session}/finish", (*Server).finishSession, false},
 	{"PUT /api/v1/sessions/{session}/project", (*Server).assignProject, false},
 	{"GET /api/v1/sessions/{session}/trace_export", (*Server).exportTrace, false},
 
@@ -66,6 +68,7 @@ var table = []route{
 	{"GET /archive/{run}/{kind}/{name}/{file}", (*Server).externalFile, true}, // its link is signed
 	{"GET /api/v1/audit", (*Server).audit, false},
 	{"GET /api/v1/billing/usage/events", (*Server).billing, false},
+	{"GET /api/v1/billing/usage/checkpoints/current", (*Server).storageUsage, false},
 
 	{"PUT /local/v1/plugins/{name}", (*Server).addPlugin, false},
 	{remote.Path + "/", (*Server).remoteStore, false},

@@ -69,6 +69,7 @@ type Server struct {
 	mu       sync.Mutex // guards what follows
 	stopped  bool
 	sessions map[string]*session
+	past     map[string]about // sessions that were closed
 	runs     map[string]*run
 	samplers map[string]*sampler
 	ops      map[opKey]*op
@@ -100,7 +101,7 @@ func New(o Options) *Server {
 		calls: shared(lim.Connections), bodies: newPool(lim.Bodies, fair), answers: newPool(lim.Answers, fair), downloads: newPool(int64(lim.Downloads), false),
 		sessionPlaces: shared(lim.Sessions), runPlaces: shared(of.Runs), samplerPlaces: shared(lim.Samplers),
 		places: shared(lim.Ops), samples: shared(of.SampleRequests), held: newPool(lim.Held, fair),
-		sessions: map[string]*session{}, runs: map[string]*run{}, samplers: map[string]*sampler{},
+		sessions: map[string]*session{}, past: map[string]about{}, runs: map[string]*run{}, samplers: map[string]*sampler{},
 		ops: map[opKey]*op{}, open: map[*op]bool{}, reaped: map[string]time.Time{},
 	}
 	if st, ok := o.Engine.Checkpoints().(api.StateStore); ok && o.Admin != "" {

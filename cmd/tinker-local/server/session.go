@@ -5,8 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
-	"maps"
-	"slices"
+	"net/http"
 	"strings"
 	"sync"
 	"time"
@@ -16,18 +15,25 @@ import (
 	"tinkerlocal/engine/api"
 )
 
+// about is what is known of a session, also when it was closed.
+type about struct {
+	id, owner string
+	created   time.Time
+	metadata  map[string]string
+	name      string
+	project   string
+	finish    *wire.SessionFinish // how its client has ended it; nil: it has not
+}
+
 // session is what one client has open.
 type session struct {
-	id, owner string
-	engine    *engine.Session
+	about  // guarded by Server.mu, except id and owner
+	engine *engine.Session
 
 	placing sync.Mutex // held while a run, a sampling session or a sample is looked up and, if it is new, made
 
 	// guarded by Server.mu
 	seen     time.Time // last heard of
-	metadata map[string]string
-	name     string
-	project  string
 	runs     map[string]*run
 	samplers map[string]*sampler
 }
@@ -75,13 +81,19 @@ func (s *Server) openSession(owner, id string) (*session, error) {
 		s.sessionPlaces.give(owner, 1)
 		return nil, err
 	}
-	sess := &session{id: id, owner: owner, engine: e, seen: s.opt.Now(), runs: map[string]*run{}, samplers: map[string]*sampler{}}
+	now := s.opt.Now()
+	known, again := s.past[id]
+	if !again {
+		known = about{id: id, owner: owner, created: now}
+	}
+	delete(s.past, id)
+	sess := &session{about: known, engine: e, seen: now, runs: map[string]*run{}, samplers: map[string]*sampler{}}
 	s.sessions[id] = sess
 	return sess, nil
 }
 
 // session finds a session of the caller's. One that an earlier server opened for the same owner, or that was closed because its
-// client was silent, is opened again: it is empty, but its client can go on.
+// client was silent, is opened again: it is empty, but its client can go on. One that its client has finished is not.
 func (s *Server) session(c *call, id string) (*session, error) {
 	s.mu.Lock()
 	sess, ok := s.sessions[id]
@@ -90,7 +102,11 @@ func (s *Server) session(c *call, id string) (*session, error) {
 		s.mu.Unlock()
 		return sess, nil
 	}
+	past := s.past[id]
 	s.mu.Unlock()
+	if past.owner == c.owner && past.finish != nil {
+		return nil, refuse(http.StatusGone, api.Closed, "session %s was finished by its client (%s)", id, past.finish.Reason)
+	}
 	random, mac, _ := strings.Cut(id, "-")
 	if ok || !hmac.Equal([]byte(mac), []byte(s.sessionMAC(random, c.owner))) {
 		return nil, api.Errorf(api.NotFound, "there is no session %q", clipped(id))
@@ -102,6 +118,7 @@ func (s *Server) session(c *call, id string) (*session, error) {
 // drop closes a session and forgets what it had open. s.mu is held.
 func (s *Server) drop(sess *session) {
 	delete(s.sessions, sess.id)
+	s.remember(sess.about)
 	s.sessionPlaces.give(sess.owner, 1)
 	for _, r := range sess.runs {
 		s.dropRun(r)
@@ -121,42 +138,6 @@ func (s *Server) heartbeat(c *call) (any, error) {
 		return nil, err
 	}
 	return wire.Heartbeat(), nil
-}
-
-// listSessions lists the open sessions of the caller.
-func (s *Server) listSessions(c *call) (any, error) {
-	q, err := wire.DecodeListQuery(c.URL.Query())
-	if err != nil {
-		return nil, err
-	}
-	s.mu.Lock()
-	ids := []string{}
-	for id, sess := range s.sessions {
-		if sess.owner == c.owner {
-			ids = append(ids, id)
-		}
-	}
-	s.mu.Unlock()
-	slices.Sort(ids)
-	lo, hi, err := q.Page.Window(0, len(ids))
-	if err != nil {
-		return nil, err
-	}
-	return wire.SessionsResponse{Sessions: ids[lo:hi]}, nil
-}
-
-func (s *Server) sessionInfo(c *call) (any, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	sess, ok := s.sessions[c.PathValue("session")]
-	if !ok || sess.owner != c.owner {
-		return nil, api.Errorf(api.NotFound, "there is no session %q", clipped(c.PathValue("session")))
-	}
-	return wire.SessionResponse{
-		TrainingRunIDs: append([]string{}, slices.Sorted(maps.Keys(sess.runs))...),
-		SamplerIDs:     append([]string{}, slices.Sorted(maps.Keys(sess.samplers))...),
-		UserMetadata:   sess.metadata, DisplayName: sess.name,
-	}, nil
 }
 
 // assignProject notes a session's project. Nothing depends on it.

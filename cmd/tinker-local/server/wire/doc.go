@@ -9,7 +9,7 @@
 //	legacy.go    forward, forward_backward and both results in JSON, as SDKs up to 0.24 have them
 //	body.go      bodies: size limits, zstd
 //	json.go      JSON in and out, with errors that name the place
-//	session.go, model.go, training.go, sampling.go, future.go, listing.go
+//	session.go, model.go, training.go, sampling.go, future.go, listing.go, search.go
 //	             the other bodies, by theme: plain structs with the wire's names
 //
 // # Protobuf by hand
