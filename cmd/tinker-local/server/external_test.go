@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -100,6 +101,36 @@ func TestExternalWeights(t *testing.T) {
 	ann.do("DELETE", at, nil)
 	if status, _ := get(t, again); status != http.StatusNotFound {
 		t.Errorf("after the checkpoint was deleted: %d", status)
+	}
+}
+
+// TestExternalWeightsOldClients: clients that do not know the kind are not shown it; they would fail on the whole list.
+func TestExternalWeightsOldClients(t *testing.T) {
+	h := newHost(t)
+	ann := h.as(annKey)
+	model := ann.model(ann.session(), 0)
+	for i, call := range []string{"save_weights", "save_weights_external", "save_weights_for_sampler", "save_weights_external"} {
+		ann.work(call, object{"model_id": model, "seq_id": i + 1, "path": string(rune('a' + i))})
+	}
+	for _, c := range []struct{ version, path, want string }{
+		{"0.38.0", "/api/v1/checkpoints", "external_weights/d sampler_weights/c external_weights/b weights/a of 4"},
+		{"0.38.0", "/api/v1/checkpoints?limit=1&offset=1", "sampler_weights/c of 4"},
+		{"0.25.0", "/api/v1/checkpoints", "sampler_weights/c weights/a of 2"},
+		{"0.25.0", "/api/v1/checkpoints?limit=1&offset=1", "weights/a of 2"},
+		{"0.16.1", "/api/v1/training_runs/" + model + "/checkpoints", "sampler_weights/c weights/a"},
+	} {
+		ann.header.Set("X-Stainless-Package-Version", c.version)
+		out := ann.do("GET", c.path, nil)
+		var ids []string
+		for _, k := range out["checkpoints"].([]any) {
+			ids = append(ids, k.(object)["checkpoint_id"].(string))
+		}
+		if cursor, ok := out["cursor"].(object); ok {
+			ids = append(ids, fmt.Sprintf("of %v", cursor["total_count"]))
+		}
+		if got := strings.Join(ids, " "); got != c.want {
+			t.Errorf("%s %s: %s, wanted %s", c.version, c.path, got, c.want)
+		}
 	}
 }
 

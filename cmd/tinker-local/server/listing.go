@@ -143,7 +143,7 @@ func (s *Server) runCheckpoints(c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	page, err := st.List(c.Context(), api.CheckpointQuery{Run: id, Reader: c.owner})
+	page, err := listFor(c, st, api.CheckpointQuery{Run: id, Reader: c.owner})
 	if err != nil {
 		return nil, err
 	}
@@ -169,11 +169,27 @@ func (s *Server) listCheckpoints(c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	page, err := st.List(c.Context(), api.CheckpointQuery{Owner: c.owner, Page: q.Page})
+	page, err := listFor(c, st, api.CheckpointQuery{Owner: c.owner, Page: q.Page})
 	if err != nil {
 		return nil, err
 	}
 	return wire.CheckpointsOf(page, &q.Page), nil
+}
+
+// listFor lists checkpoints of the kinds that the caller's client knows: before 0.38 one fails on a list with external weights.
+func listFor(c *call, st api.Store, q api.CheckpointQuery) (api.CheckpointPage, error) {
+	if !before(c.Header.Get("X-Stainless-Package-Version"), 0, 38) {
+		return st.List(c.Context(), q)
+	}
+	asked := q.Page
+	q.Page = api.Page{}
+	page, err := st.List(c.Context(), q)
+	if err != nil {
+		return page, err
+	}
+	known := slices.DeleteFunc(page.Checkpoints, func(k api.Checkpoint) bool { return k.Path.Kind == api.KindExternal })
+	lo, hi, err := asked.Window(0, len(known))
+	return api.CheckpointPage{Checkpoints: known[lo:hi], Total: len(known)}, err
 }
 
 // deleteCheckpoint deletes one. To delete again what is gone is no error to a client that has lost the first answer, but it

@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -147,6 +148,24 @@ var views = map[string]struct {
 		return object{"session_id": q.SamplingSessionID, "seq_id": q.SeqID, "tokens": tokens, "num_samples": a.NumSamples,
 			"prompt_logprobs": a.PromptLogProbs, "topk": a.TopKPromptLogProbs, "params": object{"max_tokens": limit, "seed": a.Params.Seed,
 				"stop": a.Params.Stop, "stop_tokens": a.Params.StopTokens, "temperature": a.Params.Temperature, "top_k": a.Params.TopK, "top_p": a.Params.TopP}}
+	}},
+	"save_weights_external": {func() Request { return &SaveWeightsExternalRequest{} }, func(r Request) any {
+		q := r.(*SaveWeightsExternalRequest)
+		return object{"model_id": q.ModelID, "seq_id": q.SeqID, "name": q.Name, "ttl": q.Options().TTL.Seconds()}
+	}},
+	"finish": {func() Request { return &FinishSessionRequest{} }, func(r Request) any {
+		f := r.(*FinishSessionRequest).Finish()
+		return object{"reason": f.Reason, "detail": f.Detail}
+	}},
+	"sessions/search": {func() Request { return &SessionSearchRequest{} }, func(r Request) any {
+		q := r.(*SessionSearchRequest)
+		if q.Cursor != nil {
+			q.Cursor.CreatedAt = q.Cursor.CreatedAt.UTC()
+		}
+		metadata := map[string]string{}
+		maps.Copy(metadata, q.UserMetadata)
+		return object{"session": q.SessionID, "name": q.DisplayName, "metadata": metadata, "projects": q.ProjectIDs, "owner": q.Owner.Type, "urns": q.Owner.URNs,
+			"statuses": q.Statuses, "limit": q.PageLimit(), "cursor": q.Cursor}
 	}},
 	"create_session": {func() Request { return &CreateSessionRequest{} }, func(r Request) any {
 		q := r.(*CreateSessionRequest)

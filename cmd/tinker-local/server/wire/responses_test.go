@@ -113,6 +113,7 @@ func jsonResponses() []struct {
 	when := time.Date(2026, 11, 27, 22, 0, 0, 0, time.FixedZone("", 3600))
 	c := api.Checkpoint{Path: path, Owner: "me", BaseModel: "b", Lora: api.DefaultLora(), Created: when, Bytes: 1 << 40}
 	s := api.Checkpoint{Path: sampler, Created: when, Expires: when.Add(time.Hour), Public: true}
+	external := api.Checkpoint{Path: api.Path{Run: path.Run, Kind: api.KindExternal, Name: "out"}, Created: when, Bytes: 7}
 	run := api.RunRecord{ID: path.Run, Owner: "me", BaseModel: "b", Lora: api.DefaultLora(), LastRequest: when, LastCheckpoint: &c,
 		LastSamplerCheckpoint: &s, UserMetadata: map[string]string{"k": "v"}}
 	return []struct {
@@ -147,6 +148,15 @@ func jsonResponses() []struct {
 		{"CheckpointArchiveUrlResponse", ArchiveResponse{"http://localhost/x", when.UTC()}},
 		{"AuditLogResponse", NoAudit()},
 		{"BillingUsageResponse", NoBilling()},
+		{"Checkpoint", CheckpointOf(external)},
+		{"SaveWeightsExternalResponseInternal", ExternalSaved(external)},
+		{"ExternalWeightsUrlsResponse", ExternalURLsResponse{map[string]string{"a": "http://localhost/a"}, when.UTC()}},
+		{"SessionSearchResponse", SessionSearchResponse{[]SessionSummary{
+			{SessionID: "S", CreatedAt: when.UTC(), Owner: "me", ProjectID: "p", Status: SessionActive(), Checkpoints: 3, DisplayName: "n", UserMetadata: map[string]string{"k": "v"}, StoredBytes: 9},
+			{SessionID: "T", CreatedAt: when.UTC(), Owner: "me", Status: (&SessionFinish{"errored", "no luck"}).Status()},
+			{SessionID: "U", CreatedAt: when.UTC(), Owner: "me"},
+		}, &SessionCursor{when.UTC(), "U"}}},
+		{"CurrentCheckpointStorageUsageResponse", StorageUsageResponse{[]StorageUsage{StorageUsageOf("p", "urn", "me", 2, 5e8)}}},
 		{"WhoamiResponse", Identity{User: "me", Organization: "home"}},
 	}
 }

@@ -145,6 +145,13 @@ add("sampler, ephemeral", "save_weights_for_sampler", dumped(types.SaveWeightsFo
 if NEWEST:
     add("sampler, in flight", "save_weights_for_sampler", dumped(types.SaveWeightsForSamplerRequest(model_id="m", seq_id=5, sampling_session_seq_id=0, kind="inflight")),
         {"error": ["unsupported", "kind is \"inflight\""]})
+    add("external", "save_weights_external", dumped(types.SaveWeightsExternalRequest(model_id="m", seq_id=5, path="out", ttl_seconds=3600)),
+        {"model_id": "m", "seq_id": 5, "name": "out", "ttl": 3600})
+    add("external, encrypted", "save_weights_external", dumped(types.SaveWeightsExternalRequest(model_id="m", seq_id=5, path="out", age_encryption_recipients=["age1x"])),
+        {"error": ["unsupported", "age_encryption_recipients has 1 entries"]})
+    add("load as a new model, all", "load_weights", dumped(types.LoadWeightsRequest(
+        session_id="S", model_seq_id=2, path="tinker://r/weights/x", optimizer=False, base_model="b", user_metadata={"k": "v"}, optimizer_config=types.AdamOptimizerConfig(), weights_access_token="tml-x")),
+        {"model_id": "", "session_id": "S", "seq_id": 0, "path": "tinker://r/weights/x", "optimizer": False})
 add("sampling session", "create_sampling_session", dumped(types.CreateSamplingSessionRequest(session_id="S", sampling_session_seq_id=1, base_model="b", model_path="tinker://r/sampler_weights/x")),
     {"session_id": "S", "seq_id": 1, "base_model": "b", "path": "tinker://r/sampler_weights/x"})
 add("sampling session of a base", "create_sampling_session", dumped(types.CreateSamplingSessionRequest(session_id="S", sampling_session_seq_id=0, base_model="b")),
@@ -181,6 +188,18 @@ add("heartbeat", "session_heartbeat", dumped(types.SessionHeartbeatRequest(sessi
 add("info", "get_info", dumped(types.GetInfoRequest(model_id="m")), {"id": "m"})
 add("unload", "unload_model", dumped(types.UnloadModelRequest(model_id="m")), {"id": "m"})
 add("result", "retrieve_future", dumped(types.FutureRetrieveRequest(request_id="r")), {"id": "r"})
+if NEWEST:
+    from tinker.types.session_status_query import ActiveSessionStatusQuery, ClientFinishedSessionStatusQuery
+
+    add("finish", "finish", b'{"reason":{"type":"errored"},"detail":"no luck"}', {"reason": "errored", "detail": "no luck"})
+    add("search for all", "sessions/search", dumped(types.SessionSearchRequest()), {"session": "", "name": "", "metadata": {}, "projects": None, "owner": "own", "urns": None, "statuses": None, "limit": 50, "cursor": None})
+    add("search", "sessions/search", dumped(types.SessionSearchRequest(
+        session_id="S", display_name="a b", project_ids=["p"], user_metadata={"k": "v"}, owner=types.UserSearchOwner(owner_urns=["u"]), limit=7,
+        statuses=[ActiveSessionStatusQuery(), ClientFinishedSessionStatusQuery(reasons=["success"])],
+        cursor=types.SessionSearchCursor(last_created_at="2026-11-27T22:00:00.123456+01:00", last_session_id="T"))),
+        {"session": "S", "name": "a b", "metadata": {"k": "v"}, "projects": ["p"], "owner": "user", "urns": ["u"], "limit": 7,
+         "statuses": [{"type": "active", "reasons": None}, {"type": "client_finished", "reasons": ["success"]}],
+         "cursor": {"last_created_at": "2026-11-27T21:00:00.123456Z", "last_session_id": "T"}})
 if PROTO:
     add("config", "client/config", dumped(types.ClientConfigRequest(sdk_version=VERSION)), {"id": VERSION})
 add("keep", "ttl", b'{"ttl_seconds":null}', {"ttl": 0})
