@@ -31,8 +31,18 @@ func (s *Server) finishSession(c *call) (any, error) {
 	return nil, nil
 }
 
+// maxNotes bounds what is remembered of a client's own notes, in bytes, when its session is closed.
+const maxNotes = 4 << 10
+
 // remember keeps what is known of a session that is closed. Of too many, the oldest are forgotten. s.mu is held.
 func (s *Server) remember(a about) {
+	notes := len(a.name) + len(a.project)
+	for name, v := range a.metadata {
+		notes += len(name) + len(v)
+	}
+	if notes > maxNotes {
+		a.name, a.project, a.metadata = "", "", nil
+	}
 	s.past[a.id] = a
 	if len(s.past) <= s.lim.Sessions {
 		return
