@@ -152,11 +152,15 @@ func (e *Engine) post(j job) {
 func submitJob[T any](s *Session, name string, do func() (T, error)) (*Future[T], error) {
 	s.e.mu.Lock()
 	defer s.e.mu.Unlock()
-	return queueJob(s, name, do, func() {})
+	return queueJob(s, name, do, atOnce[T], func() {})
 }
 
-// queueJob is submitJob while e.mu is held. undo is called before a future that was returned fails.
-func queueJob[T any](s *Session, name string, do func() (T, error), undo func()) (*Future[T], error) {
+// atOnce ends a future when its job has.
+func atOnce[T any](_ T, end func()) { end() }
+
+// queueJob is submitJob while e.mu is held. then gets what do has made, and ends the future, now or later. undo is called before a
+// future that was returned fails.
+func queueJob[T any](s *Session, name string, do func() (T, error), then func(v T, end func()), undo func()) (*Future[T], error) {
 	e := s.e
 	f := newFuture[T]()
 	cancelled := false // guarded by e.mu
@@ -193,7 +197,7 @@ func queueJob[T any](s *Session, name string, do func() (T, error), undo func())
 			fail(err)
 			return
 		}
-		f.set(v, nil)
+		then(v, func() { f.set(v, nil) })
 	}})
 	return f, nil
 }

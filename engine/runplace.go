@@ -110,7 +110,7 @@ func (s *Session) opening(r api.CreateModelRequest, first int64) (opening, error
 		if e.runs >= e.lim.Runs {
 			return nil, api.Errorf(api.Busy, "%d runs are open, the limit is %d", e.runs, e.lim.Runs)
 		}
-		f, err := queueJob(s, "create model", func() (*Run, error) { return e.newRun(s, id, r, seed, first) }, func() {
+		f, err := queueJob(s, "create model", func() (*Run, error) { return e.newRun(s, id, r, seed, first) }, (*Run).whenRecorded, func() {
 			e.mu.Lock()
 			e.runs--
 			e.mu.Unlock()

@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -145,6 +146,25 @@ func TestOpeningRunsCount(t *testing.T) {
 	fails(t, err, api.NotFound, `no model "nobody"`)
 	if r := ready(t)(s.At(7).NewRun(create("small", 1))); r.ID() != s.ID()+":train:7" {
 		t.Errorf("run %s took the number that was refused", r.ID())
+	}
+}
+
+// slowRecords is a store that takes its time for a run's record.
+type slowRecords struct{ api.Store }
+
+func (s slowRecords) PutRun(ctx context.Context, r api.RunRecord) error {
+	time.Sleep(20 * time.Millisecond)
+	return s.Store.PutRun(ctx, r)
+}
+
+// TestNewRunIsListed: who has been given a run finds it in the store.
+func TestNewRunIsListed(t *testing.T) {
+	e, s := stored(t, func(o *engine.Options) { o.Checkpoints = slowRecords{o.Checkpoints} })
+	for range 3 {
+		r := newRun(t, e.NewSession(), "small", 1)
+		if _, err := s.Run(ctx, r.ID()); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

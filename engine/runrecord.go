@@ -26,6 +26,18 @@ func (r *Run) record() {
 	}
 }
 
+// whenRecorded calls end when the store has what record was asked to write: who has a run finds it in lists.
+func (r *Run) whenRecorded(end func()) {
+	r.e.mu.Lock()
+	written := r.back.tail
+	r.e.mu.Unlock()
+	if written == nil {
+		end()
+		return
+	}
+	r.e.evals.Go(func() { <-written; end() })
+}
+
 // recordNow writes what has changed and waits for it.
 func (r *Run) recordNow(ctx context.Context) {
 	r.e.mu.Lock()
