@@ -87,20 +87,29 @@ func (r *forwardBackwardJSON) check() error {
 	return nil
 }
 
-// DecodeForwardBackwardJSON reads a body of content type [JSON].
+// DecodeForwardBackwardJSON reads a body of content type [JSON]. With an error, the result has the model's id and the request's number if
+// those could be read.
 func DecodeForwardBackwardJSON(body []byte) (ForwardBackwardRequest, error) {
 	var r forwardBackwardJSON
 	if err := DecodeRequest(body, &r); err != nil {
-		return ForwardBackwardRequest{}, err
+		var p placeJSON // clients write them behind the data
+		_ = json.Unmarshal(body, &p)
+		return ForwardBackwardRequest{ModelID: p.ModelID, SeqID: p.SeqID}.place(), err
 	}
 	out, err := r.decoded(spreadBudget(len(body)))
 	if err == nil {
 		err = out.check()
 	}
 	if err != nil {
-		return ForwardBackwardRequest{}, at(err, "%s", r.name())
+		return out.place(), at(err, "%s", r.name())
 	}
 	return out, nil
+}
+
+// placeJSON is what is read of a request whose data cannot be.
+type placeJSON struct {
+	ModelID string `json:"model_id"`
+	SeqID   int64  `json:"seq_id"`
 }
 
 func (r *forwardBackwardJSON) decoded(budget int) (ForwardBackwardRequest, error) {

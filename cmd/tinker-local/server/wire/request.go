@@ -26,7 +26,17 @@ const (
 	maxRank       = 8       // dimensions of a tensor
 )
 
-// DecodeForwardBackward reads a body of content type [Protobuf]. Nothing of the result points into body.
+// place is r without its input: what is left of a request that is refused, so that its number can be used up. An id or a number that
+// makes no sense is left out.
+func (r ForwardBackwardRequest) place() ForwardBackwardRequest {
+	if r.ModelID == "" || r.SeqID < 0 || r.SeqID > math.MaxInt32 {
+		return ForwardBackwardRequest{}
+	}
+	return ForwardBackwardRequest{ModelID: r.ModelID, SeqID: r.SeqID, ForwardOnly: r.ForwardOnly}
+}
+
+// DecodeForwardBackward reads a body of content type [Protobuf]. Nothing of the result points into body. With an error, the result has
+// the model's id and the request's number if those could be read: clients write them before the data.
 func DecodeForwardBackward(body []byte) (ForwardBackwardRequest, error) {
 	var r ForwardBackwardRequest
 	n, err := count(body, requestData)
@@ -68,7 +78,7 @@ func DecodeForwardBackward(body []byte) (ForwardBackwardRequest, error) {
 		err = r.check()
 	}
 	if err != nil {
-		return ForwardBackwardRequest{}, at(err, "forward_backward")
+		return r.place(), at(err, "forward_backward")
 	}
 	return r, nil
 }
