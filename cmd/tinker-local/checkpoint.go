@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -185,6 +187,9 @@ func (a *app) describeCheckpoint(r api.CheckpointReader, tensors bool) {
 	row("base model", "%s", c.BaseModel)
 	row("LoRA", "%s", loraText(c.Lora))
 	row("step", "%d", c.Step)
+	for i, x := range c.Plugins {
+		row(first(i, "trained with"), "%s", recordText(x))
+	}
 	row("saved", "%s", c.Created.Local().Format(time.RFC1123))
 	if !c.Expires.IsZero() {
 		row("expires", "%s", c.Expires.Local().Format(time.RFC1123))
@@ -205,6 +210,15 @@ func (a *app) describeCheckpoint(r api.CheckpointReader, tensors bool) {
 		t.AppendRow(table.Row{printable(x.Name), x.DType, fmt.Sprint(x.Shape)})
 	}
 	t.Render()
+}
+
+// recordText is a plugin that weights were trained with, for people.
+func recordText(r api.PluginRecord) string {
+	text := local.PluginPrefix + r.Name + "@sha256:" + r.Digest + ", version " + r.Version
+	for _, name := range slices.Sorted(maps.Keys(r.Config)) {
+		text += fmt.Sprintf(", %s %v", name, r.Config[name])
+	}
+	return text
 }
 
 // loraText is a LoRA configuration for people.

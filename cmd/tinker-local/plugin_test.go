@@ -137,6 +137,8 @@ func TestTrainPlugin(t *testing.T) {
 	}
 	if got := decode[checkpointReport](t, "checkpoint", "info", res.State, "--state", state).Plugins; len(got) != 1 || got[0].Name != "dpo" || len(got[0].Digest) != 64 {
 		t.Errorf("the checkpoint tells %+v", got)
+	} else if _, stdout, _ := cli(t.Context(), "checkpoint", "info", res.State, "--state", state); !strings.Contains(strings.ReplaceAll(stdout, " ", ""), "trainedwithwasm:dpo@sha256:"+got[0].Digest[:8]) {
+		t.Errorf("the checkpoint's text does not tell it:\n%s", stdout)
 	}
 	decode[local.PluginInfo](t, "plugin", "add", module(t, "bradley_terry", "b.wasm"), "--name", "pairs", "--state", state)
 	half := "tinker://" + res.Run + "/weights/000010"

@@ -13,6 +13,7 @@ import (
 
 	"github.com/tetratelabs/wazero"
 
+	"tinkerlocal/plugins"
 	"tinkerlocal/plugins/sdk"
 )
 
@@ -102,7 +103,25 @@ func samePairs(t *testing.T, wasm []byte) {
 	}
 }
 
-// TestNewProjects: what `plugin new` writes builds with one command, and computes what its formula says.
+// passes wants the host's check to find nothing wrong with a module.
+func passes(t *testing.T, wasm []byte) *plugins.Report {
+	t.Helper()
+	h, err := plugins.Open(t.Context(), plugins.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	r, err := h.Check(t.Context(), wasm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Warnings) > 0 || r.Error > 1e-4 || r.MeasuredElements == 0 {
+		t.Errorf("check: warnings %v, gradient error %v, %d log-probabilities measured", r.Warnings, r.Error, r.MeasuredElements)
+	}
+	return r
+}
+
+// TestNewProjects: what `plugin new` writes builds with one command, passes the check, and computes what its formula says.
 func TestNewProjects(t *testing.T) {
 	for _, lang := range sdk.Languages() {
 		t.Run(lang, func(t *testing.T) {
@@ -128,6 +147,7 @@ func TestNewProjects(t *testing.T) {
 				t.Errorf("it calls itself %q", name)
 			}
 			samePairs(t, wasm)
+			passes(t, wasm)
 		})
 	}
 }
