@@ -112,13 +112,20 @@ func TestRefusedModules(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			binary := c.binary()
-			start := time.Now()
-			grown := heapGrowth(func() {
-				if _, err := h.Check(context.Background(), binary); err == nil || !strings.Contains(err.Error(), c.want) {
-					t.Errorf("got %v, wanted %q", err, c.want)
+			var took time.Duration
+			var grown uint64
+			for range patience { // as in promptly
+				start := time.Now()
+				grown = heapGrowth(func() {
+					if _, err := h.Check(context.Background(), binary); err == nil || !strings.Contains(err.Error(), c.want) {
+						t.Errorf("got %v, wanted %q", err, c.want)
+					}
+				})
+				if took = time.Since(start); took <= 500*time.Millisecond {
+					break
 				}
-			})
-			if took := time.Since(start); timed && took > patience*500*time.Millisecond {
+			}
+			if timed && took > 500*time.Millisecond {
 				t.Errorf("took %v", took)
 			}
 			if most := uint64(1<<20 + 40*len(binary)); grown > most {
