@@ -20,6 +20,7 @@ var commands = []func(*app) *cobra.Command{
 	sampleCommand,
 	chatCommand,
 	serveCommand,
+	psCommand,
 	modelCommand,
 	checkpointCommand,
 	runCommand,

@@ -99,7 +99,7 @@ func (a *app) serve(ctx context.Context, f serveFlags) (err error) {
 	defer here.remove()
 	s := server.New(server.Options{
 		Engine: e, Describe: a.describer(), Keys: keys, Admin: here.Key, Secret: here.secret, Hosts: f.hosts(listener.Addr()), PublicURL: f.publicURL,
-		AddPlugin: f.uploader(a, log), Limits: limits, Log: log,
+		AddPlugin: f.uploader(a, log), Version: here.Version, Limits: limits, Log: log,
 	})
 	web := s.Web()
 	served := make(chan error, 1)

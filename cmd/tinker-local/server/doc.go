@@ -22,7 +22,8 @@
 //	usage.go      what checkpoints take
 //	archive.go    downloads of checkpoints by signed links
 //	external.go   weights for other programs, and their files by signed links
-//	admin.go      what this program's own command line asks: status, plugins
+//	report.go     what the server has and does
+//	admin.go      what this program's own command line asks: the store, plugins
 //
 // # Work and its results
 //

@@ -102,6 +102,13 @@ func (p *pool) wait(ctx context.Context, owner string, n int64, until time.Time)
 
 var errNoRoom = api.Errorf(api.Busy, "too much is on its way between clients and the server")
 
+// all is what is taken.
+func (p *pool) all() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.total
+}
+
 // of is what owner holds.
 func (p *pool) of(owner string) int64 {
 	p.mu.Lock()

@@ -70,6 +70,7 @@ var table = []route{
 	{"GET /api/v1/billing/usage/events", (*Server).billing, false},
 	{"GET /api/v1/billing/usage/checkpoints/current", (*Server).storageUsage, false},
 
+	{"GET /local/v1/status", (*Server).status, false},
 	{"PUT /local/v1/plugins/{name}", (*Server).addPlugin, false},
 	{remote.Path + "/", (*Server).remoteStore, false},
 }

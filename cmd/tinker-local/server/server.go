@@ -33,9 +33,10 @@ type Options struct {
 	// AddPlugin checks a loss module and keeps it; nil: modules cannot be uploaded.
 	AddPlugin func(ctx context.Context, name string, module []byte) (any, error)
 
-	Limits Limits
-	Log    *slog.Logger     // nil: nothing is logged. Keys and bodies never are
-	Now    func() time.Time // nil: time.Now
+	Version string // of the program, for Report
+	Limits  Limits
+	Log     *slog.Logger     // nil: nothing is logged. Keys and bodies never are
+	Now     func() time.Time // nil: time.Now
 }
 
 // ModelFacts are what clients want to know about a base model.
@@ -53,6 +54,9 @@ type Server struct {
 	engine  *engine.Engine
 	handler http.Handler
 	ready   atomic.Bool
+
+	connections atomic.Int64 // open ones of Web
+
 	remote  *remote.Handler // the store, for this program's own command line; nil: it is not served
 	started time.Time
 
@@ -130,7 +134,7 @@ const (
 func (s *Server) Web() *http.Server {
 	return &http.Server{
 		Handler: s, ReadHeaderTimeout: s.lim.HeadTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeaderBytes,
-		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), ConnState: s.countConnection,
 	}
 }
 

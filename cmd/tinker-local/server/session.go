@@ -19,6 +19,7 @@ import (
 type about struct {
 	id, owner string
 	created   time.Time
+	sdk       string // version of the client's SDK
 	metadata  map[string]string
 	name      string
 	project   string
@@ -58,7 +59,7 @@ func (s *Server) createSession(c *call) (any, error) {
 		return nil, err
 	}
 	s.mu.Lock()
-	sess.metadata, sess.name, sess.project = r.Metadata(), r.DisplayName, r.ProjectID
+	sess.metadata, sess.name, sess.project, sess.sdk = r.Metadata(), r.DisplayName, r.ProjectID, clipped(r.SDKVersion)
 	s.mu.Unlock()
 	s.log.Info("session opened", "session", sess.id, "owner", c.owner, "sdk", r.SDKVersion)
 	return wire.CreateSessionResponse{SessionID: sess.id}, nil
