@@ -74,6 +74,9 @@ func (a *app) watch(ctx context.Context, every time.Duration) error {
 
 // ps writes one picture.
 func (a *app) ps(ctx context.Context, w io.Writer) error {
+	if a.state == "" {
+		return api.Errorf(api.BadRequest, "a server is found by its state directory, and none is named: give --state DIR")
+	}
 	at, err := a.served()
 	if err != nil {
 		return err

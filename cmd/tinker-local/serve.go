@@ -2,19 +2,17 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"runtime"
-	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+
 	"tinkerlocal/cmd/tinker-local/server"
 	"tinkerlocal/engine"
 	"tinkerlocal/engine/api"
@@ -43,11 +41,18 @@ func serveCommand(a *app) *cobra.Command {
 			"unchanged. It stays in the foreground; SIGINT or SIGTERM ends it in good order. Base models are loaded when they are first used and\n" +
 			"make room when others need it.\n\n" +
 			"It listens on this machine alone unless --listen says otherwise; then a key file is needed. A key file has lines of an owner and a\n" +
-			"key, which begins with tml- ; what is private to one owner stays so. Without one, every key that begins with tml- is taken.",
+			"key, which begins with tml- ; what is private to one owner stays so. Without one, every key that begins with tml- is taken.\n\n" +
+			"Logs, and a line when it is ready, go to standard error; with --json, one JSON object with the url goes to standard output then.\n" +
+			"While it runs, the commands that need the state directory (--state) work through it; ps shows what it does.",
 		Example: "  tinker-local serve\n" +
 			"  tinker-local serve --listen 127.0.0.1:8000 --models ~/models --model Qwen/Qwen3-8B\n" +
 			"  tinker-local serve --listen 0.0.0.0:8443 --key-file keys --tls-cert cert.pem --tls-key key.pem",
-		RunE: func(c *cobra.Command, _ []string) error { return a.serve(c.Context(), f) },
+		RunE: func(c *cobra.Command, _ []string) error {
+			if a.state == "" && !c.Flags().Changed("state") {
+				return api.Errorf(api.BadRequest, "no state directory is named and no home folder is known: set $%s, or give --state DIR; --state \"\" keeps checkpoints in memory", local.StateVariable)
+			}
+			return a.serve(c.Context(), f)
+		},
 	}
 	fl := c.Flags()
 	fl.StringVar(&f.listen, "listen", "127.0.0.1:8000", "address and port; port 0 takes a free one")
@@ -65,7 +70,13 @@ func serveCommand(a *app) *cobra.Command {
 	return c
 }
 
+// serve is the server's life. What can be refused is refused before a model is loaded.
 func (a *app) serve(ctx context.Context, f serveFlags) (err error) {
+	// A second signal ends the program at once.
+	defer context.AfterFunc(ctx, func() { signal.Reset(os.Interrupt, syscall.SIGTERM) })()
+	if err := f.check(); err != nil {
+		return err
+	}
 	keys, err := f.keys()
 	if err != nil {
 		return err
@@ -75,28 +86,27 @@ func (a *app) serve(ctx context.Context, f serveFlags) (err error) {
 		return err
 	}
 	log := f.log(a)
-	o := a.opt
-	o.State, o.Log = a.state, log
-	e, err := local.Open(ctx, o)
+	state, err := a.ownState(ctx, log)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, e.Close()) }() // last: what was saved is durable, what was promised is written
-	listener, err := net.Listen("tcp", f.listen)
+	limits := server.Limits{SessionIdle: f.sessionIdle}.WithDefaults()
+	listener, here, err := a.listen(f, certificate, limits.Connections)
 	if err != nil {
-		return api.Errorf(api.BadRequest, "--listen %s: %w", f.listen, err)
+		return errors.Join(err, closeState(state))
 	}
 	defer listener.Close()
-	limits := server.Limits{SessionIdle: f.sessionIdle}.WithDefaults()
-	listener = server.Listen(listener, limits.Connections)
-	if certificate != nil {
-		listener = tls.NewListener(listener, certificate)
-	}
-	here, err := a.announce(listener.Addr(), certificate)
+	o := a.opt
+	o.State, o.Checkpoints, o.Log = a.state, state, log
+	e, err := local.Open(ctx, o) // which closes state with the engine
 	if err != nil {
+		here.remove()
 		return err
 	}
-	defer here.remove()
+	defer func() {
+		here.remove() // while the directory is still this process's
+		err = errors.Join(err, e.Close())
+	}()
 	s := server.New(server.Options{
 		Engine: e, Describe: a.describer(), Keys: keys, Admin: here.Key, Secret: here.secret, Hosts: f.hosts(listener.Addr()), PublicURL: f.publicURL,
 		AddPlugin: f.uploader(a, log), Version: here.Version, Limits: limits, Log: log,
@@ -104,17 +114,19 @@ func (a *app) serve(ctx context.Context, f serveFlags) (err error) {
 	web := s.Web()
 	served := make(chan error, 1)
 	go func() { served <- web.Serve(listener) }()
-	if err := preload(ctx, e, f.models); err != nil {
-		s.Close()
-		return errors.Join(err, web.Close())
+	err = preload(ctx, e, f.models)
+	if err == nil {
+		s.Ready()
+		err = a.sayReady(here, keys == nil)
 	}
-	s.Ready()
-	a.sayReady(here.URL, keys == nil)
-	select {
-	case err = <-served:
-	case <-ctx.Done():
-		// The default action again, so that a second signal ends the program at once.
-		signal.Reset(os.Interrupt, syscall.SIGTERM)
+	if err == nil {
+		select {
+		case err = <-served:
+		case <-ctx.Done():
+		}
+	}
+	if ctx.Err() != nil {
+		err = nil // it was asked to end, be it while it loaded
 		log.Info("stopping", "work_under_way_may_take", f.drain)
 		wait, cancel := context.WithTimeout(context.Background(), f.drain)
 		defer cancel()
@@ -126,6 +138,29 @@ func (a *app) serve(ctx context.Context, f serveFlags) (err error) {
 	last, cancel := context.WithTimeout(context.Background(), answerTime)
 	defer cancel()
 	return errors.Join(err, web.Shutdown(last), web.Close())
+}
+
+// ownState opens the state directory for the server; nil: checkpoints are kept in memory.
+func (a *app) ownState(ctx context.Context, log *slog.Logger) (local.State, error) {
+	if a.state == "" {
+		log.Warn("no state directory: checkpoints end with the server, and no command works beside it")
+		return nil, nil
+	}
+	s, err := tryState(ctx, lockPatience, func() (local.State, error) { return local.OpenState(a.state, true, log) })
+	if err == nil || api.CodeOf(err) != api.Busy {
+		return s, err
+	}
+	if at, _ := a.served(); at != nil {
+		return nil, api.Errorf(api.Busy, "state directory %s is served already: by process %d at %s; stop that server, or choose another directory with --state", a.state, at.PID, at.URL)
+	}
+	return nil, err
+}
+
+func closeState(s local.State) error {
+	if s == nil {
+		return nil
+	}
+	return s.Close()
 }
 
 // preload loads base models and keeps them.
@@ -143,13 +178,26 @@ func preload(ctx context.Context, e *engine.Engine, names []string) error {
 	return nil
 }
 
-func (a *app) sayReady(url string, anyKey bool) {
-	fmt.Fprintf(a.err, "tinker-local: ready on %s\n", url)
+// serveReport is what serve prints with --json when it is ready.
+type serveReport struct {
+	URL     string `json:"url"`
+	PID     int    `json:"pid"`
+	State   string `json:"state"`
+	Version string `json:"version"`
+	AnyKey  bool   `json:"any_key"` // every key that begins with tml- is taken
+}
+
+func (a *app) sayReady(here *serving, anyKey bool) error {
+	fmt.Fprintf(a.err, "tinker-local: ready on %s\n", here.URL)
 	key := "a key of the key file"
 	if anyKey {
 		key = "tml-local"
 	}
-	fmt.Fprintf(a.err, "For the official SDK and CLI: export TINKER_BASE_URL=%s TINKER_API_KEY=%s\n", url, key)
+	fmt.Fprintf(a.err, "For the official SDK and CLI: export TINKER_BASE_URL=%s TINKER_API_KEY=%s\n", here.URL, key)
+	if a.json {
+		return a.printJSON(serveReport{here.URL, here.PID, a.state, here.Version, anyKey})
+	}
+	return nil
 }
 
 // keys reads the key file. Without one only this machine is served.
@@ -173,39 +221,6 @@ func (f serveFlags) keys() (*server.Keys, error) {
 		return nil, fmt.Errorf("--key-file %s: %w", f.keyFile, err)
 	}
 	return keys, nil
-}
-
-// loopback says whether an address is this machine's alone.
-func loopback(listen string) bool {
-	host, _, err := net.SplitHostPort(listen)
-	if err != nil {
-		return false
-	}
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
-}
-
-// hosts are the names under which a server on this machine alone is asked; nil: every name will do.
-func (f serveFlags) hosts(at net.Addr) []string {
-	if !loopback(f.listen) {
-		return nil
-	}
-	host, _, _ := net.SplitHostPort(at.String())
-	return []string{"localhost", "127.0.0.1", "::1", host}
-}
-
-func (f serveFlags) certificate() (*tls.Config, error) {
-	if f.tlsCert == "" && f.tlsKey == "" {
-		return nil, nil
-	}
-	if f.tlsCert == "" || f.tlsKey == "" {
-		return nil, api.Errorf(api.BadRequest, "--tls-cert and --tls-key belong together")
-	}
-	pair, err := tls.LoadX509KeyPair(f.tlsCert, f.tlsKey)
-	if err != nil {
-		return nil, api.Errorf(api.BadRequest, "--tls-cert %s, --tls-key %s: %w", f.tlsCert, f.tlsKey, err)
-	}
-	return &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}, nil
 }
 
 func (f serveFlags) log(a *app) *slog.Logger {
@@ -256,20 +271,4 @@ func (a *app) describer() func(string) (server.ModelFacts, error) {
 		dir, err := models.TokenizerDir(name, a.state)
 		return server.ModelFacts{Arch: i.Family, Context: i.Context, Tokenizer: dir}, err
 	}
-}
-
-// url is how a client on this machine names an address.
-func url(at net.Addr, encrypted bool) string {
-	scheme := "http"
-	if encrypted {
-		scheme = "https"
-	}
-	host, port, _ := net.SplitHostPort(at.String())
-	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
-		host = "127.0.0.1"
-		if ip.To4() == nil && !strings.Contains(at.Network(), "4") {
-			host = "::1"
-		}
-	}
-	return scheme + "://" + net.JoinHostPort(host, port)
 }

@@ -38,7 +38,7 @@ const (
 // announce writes down where the server is. Its secret is made once for a state directory, so that ids and links outlive the server.
 func (a *app) announce(at net.Addr, certificate *tls.Config) (*serving, error) {
 	s := &serving{
-		Address: remote.Address{URL: url(at, certificate != nil), Key: server.KeyPrefix + rand.Text(), Protocol: remote.Protocol},
+		Address: remote.Address{URL: urlOf(at, certificate != nil), Key: server.KeyPrefix + rand.Text(), Protocol: remote.Protocol},
 		PID:     os.Getpid(), Version: buildVersion().Version,
 	}
 	if certificate != nil {
