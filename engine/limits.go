@@ -50,7 +50,8 @@ type Limits struct {
 	// SamplesPerRequest bounds num_samples. Default 1024.
 	SamplesPerRequest int
 
-	// TopKPromptLogProbs bounds topk_prompt_logprobs. Default 128: the result holds prompt x k pairs of 8 bytes,
+	// TopKPromptLogProbs bounds topk_prompt_logprobs, topk_sample_logprobs, prompt_alt_tokens_k, and how many other tokens of a
+	// prompt's place are scored on average. Default 128: the result holds prompt x k pairs of 8 bytes,
 	// 32 MiB for a prompt of 32768 tokens, and distillation uses about 20.
 	TopKPromptLogProbs int
 

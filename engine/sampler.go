@@ -181,7 +181,7 @@ func (p *Sampler) request(r api.SampleRequest, n int) (*request, error) {
 	if err != nil {
 		return nil, err
 	}
-	mostTop := min(lim.TopKPromptLogProbs, spec.Vocab)
+	most := min(lim.TopKPromptLogProbs, spec.Vocab)
 	switch {
 	case len(prompt) == 0:
 		return nil, api.Errorf(api.BadRequest, "the prompt is empty")
@@ -191,8 +191,21 @@ func (p *Sampler) request(r api.SampleRequest, n int) (*request, error) {
 		return nil, api.Errorf(api.BadRequest, "the prompt has %d tokens, the model's context is %s and needs room for one more", len(prompt), spec.Context())
 	case r.NumSamples < 0 || n > lim.SamplesPerRequest:
 		return nil, api.Errorf(api.BadRequest, "num_samples is %d, wanted 1..%d", r.NumSamples, lim.SamplesPerRequest)
-	case r.TopKPromptLogProbs < 0 || r.TopKPromptLogProbs > mostTop:
-		return nil, api.Errorf(api.BadRequest, "topk_prompt_logprobs is %d, wanted 0..%d", r.TopKPromptLogProbs, mostTop)
+	case r.PromptLogProbsLast < 0 || r.PromptLogProbsLast > 0 && r.PromptLogProbsLast >= len(prompt):
+		return nil, api.Errorf(api.BadRequest, "prompt_logprobs_last_n is %d, wanted 1..%d: all but the first token of the prompt", r.PromptLogProbsLast, len(prompt)-1)
+	}
+	for _, k := range []struct {
+		name string
+		v    int
+	}{
+		{"topk_prompt_logprobs", r.TopKPromptLogProbs}, {"topk_sample_logprobs", r.TopKSampledLogProbs}, {"prompt_alt_tokens_k", r.PromptAltTokens},
+	} {
+		if k.v < 0 || k.v > most {
+			return nil, api.Errorf(api.BadRequest, "%s is %d, wanted 0..%d", k.name, k.v, most)
+		}
+	}
+	if err := p.checkTargets(r.TargetPromptLogProbs, len(prompt)); err != nil {
+		return nil, err
 	}
 	if err := p.base.model.CheckTokens(prompt); err != nil {
 		return nil, apiError(fmt.Errorf("prompt: %w", err))
@@ -206,7 +219,8 @@ func (p *Sampler) request(r api.SampleRequest, n int) (*request, error) {
 	q := &request{sampler: p}
 	q.Request = sample.Request{
 		Prompt: slices.Clone(prompt), Params: r.Params, Samples: n, EndIDs: p.base.info.EosTokenIDs,
-		PromptLogProbs: r.PromptLogProbs, TopKPromptLogProbs: r.TopKPromptLogProbs,
+		PromptLogProbs: r.PromptLogProbs, TopKPromptLogProbs: r.TopKPromptLogProbs, PromptLogProbsLast: r.PromptLogProbsLast,
+		TargetPromptLogProbs: r.TargetPromptLogProbs, PromptAltTokens: r.PromptAltTokens, TopKSampledLogProbs: r.TopKSampledLogProbs,
 		Detokenizer: p.base.detok, Done: q.end,
 	}
 	if r.Params.Seed != nil {
@@ -218,6 +232,34 @@ func (p *Sampler) request(r api.SampleRequest, n int) (*request, error) {
 		q.Adapter = p.snap.Weights
 	}
 	return q, nil
+}
+
+// checkTargets says whether rows can be those of a prompt of n tokens.
+func (p *Sampler) checkTargets(rows [][]int32, n int) error {
+	if rows == nil {
+		return nil
+	}
+	if len(rows) != n-1 {
+		return api.Errorf(api.BadRequest, "target_prompt_logprobs has %d rows, wanted %d: one for each token of the prompt but the first", len(rows), n-1)
+	}
+	named, limit := 0, n*p.e.lim.TopKPromptLogProbs
+	for i, row := range rows {
+		for _, id := range row {
+			if int(id) >= p.base.info.Spec.Vocab {
+				return api.Errorf(api.BadRequest, "target_prompt_logprobs: row %d names the token %d, the vocabulary is 0..%d", i, id, p.base.info.Spec.Vocab-1)
+			}
+			if id >= 0 {
+				named++
+			}
+		}
+	}
+	switch {
+	case named == 0:
+		return api.Errorf(api.BadRequest, "target_prompt_logprobs names no token")
+	case named > limit:
+		return api.Errorf(api.BadRequest, "target_prompt_logprobs names %d tokens, the limit is %d for each of the prompt's %d", named, p.e.lim.TopKPromptLogProbs, n)
+	}
+	return nil
 }
 
 func (p *Sampler) checkStops(s api.SamplingParams) error {

@@ -29,6 +29,20 @@ type SampleRequest struct {
 
 	PromptLogProbs     bool `json:"prompt_logprobs"`      // the prompt's own log-probabilities, too
 	TopKPromptLogProbs int  `json:"topk_prompt_logprobs"` // and the k most probable tokens at each of its positions; 0: none
+
+	// PromptLogProbsLast gives both of these for so many tokens at the end of the prompt only; 0: for all.
+	PromptLogProbsLast int `json:"prompt_logprobs_last_n,omitempty"`
+
+	// TargetPromptLogProbs has a row for each prompt token but the first: tokens whose log-probabilities at its place are
+	// wanted. A negative one asks for nothing. Nil: none.
+	TargetPromptLogProbs [][]int32 `json:"target_prompt_logprobs,omitempty"`
+
+	// PromptAltTokens is how many tokens are drawn, each for itself, at the place of each prompt token but the first, from the
+	// distribution that the temperature makes of the model's own; 0: none. Top-k and top-p do not count.
+	PromptAltTokens int `json:"prompt_alt_tokens_k,omitempty"`
+
+	// TopKSampledLogProbs lists so many of the most probable tokens at the place of each token that is drawn; 0: none.
+	TopKSampledLogProbs int `json:"topk_sample_logprobs,omitempty"`
 }
 
 // The reasons why a sequence ended.
@@ -46,16 +60,27 @@ type SampledSequence struct {
 	LogProbs    []float32 `json:"logprobs"`
 	RawLogProbs []float32 `json:"raw_logprobs"`
 	StopReason  string    `json:"stop_reason"`
+
+	// TopKLogProbs lists, per token, the most probable ones at its place as TopKPromptLogProbs does, with values that are
+	// what those in LogProbs are.
+	TopKLogProbs [][]TokenLogProb `json:"topk_logprobs,omitempty"`
 }
 
 // SampleOutput holds the sequences of one request. The prompt's log-probabilities are the model's own, at temperature
 // 1 and without filters, whatever the sampling parameters; what was not asked for is nil.
 type SampleOutput struct {
 	Sequences []SampledSequence `json:"sequences"`
-	// PromptLogProbs is there when either kind was asked for.
+	// PromptLogProbs is there when either kind was asked for. Those before the last that were asked for are NaN.
 	PromptLogProbs PromptLogProbs `json:"prompt_logprobs"`
 	// TopKPromptLogProbs lists, per prompt token, the k most probable tokens of its position, the most
 	// probable first, ties by the lower id. The first token's list is nil. When a prompt token is in its
-	// list, it has there the value that it has in PromptLogProbs.
+	// list, it has there the value that it has in PromptLogProbs. Lists before the last that were asked for are nil.
 	TopKPromptLogProbs [][]TokenLogProb `json:"topk_prompt_logprobs"`
+
+	// TargetPromptLogProbs has the rows that were asked for, with 0 where a token was negative.
+	TargetPromptLogProbs [][]float32 `json:"target_prompt_logprobs,omitempty"`
+
+	// PromptAltTokens has a row for each prompt token but the first: what was drawn at its place, with log-probabilities of the
+	// model's own.
+	PromptAltTokens [][]TokenLogProb `json:"prompt_alt_tokens,omitempty"`
 }

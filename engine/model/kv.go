@@ -138,10 +138,15 @@ type Feed struct {
 	Adapter *lora.Weights // nil: the bare base
 
 	// Token i predicts Targets[i]: what is to be scored, for the first len(Targets) tokens. With Top, the Top
-	// most probable tokens are listed for each of them.
+	// most probable tokens are listed for each of them. Look, unless it is nil, is called for each with the logits that
+	// token i has, as in [Logits]; they may be kept no longer. Extend may fail after that.
 	Targets []int32
 	Top     int
+	Look    func(i int, z []float32, lse float32)
 }
+
+// listed says whether the feed's scores go by logits.
+func (f Feed) listed() bool { return f.Top > 0 || f.Look != nil }
 
 // Logits are the next-token logits of each feed's last token, on the host. LogProb of token i is Z[s][i]-LSE[s],
 // with the bits of Forward. They are valid until the next Extend. Scores has what each feed's Targets asked for.

@@ -35,7 +35,7 @@ func (b *Base) scoreShape(feeds []Feed, sh *shape) error {
 		switch {
 		case fd.Top < 0 || fd.Top > b.Spec.Vocab:
 			return api.Errorf(api.BadRequest, "feed %d: the %d most probable tokens are wanted, the vocabulary has %d", i, fd.Top, b.Spec.Vocab)
-		case fd.Top > 0:
+		case fd.listed():
 			top += len(fd.Targets)
 		case len(fd.Targets) > 0:
 			sh.targets = 1
@@ -53,19 +53,19 @@ type scored struct {
 	targets []int32
 }
 
-// score computes what the feeds want scored, from the hidden states in f.xn. Feeds that list tokens go by their
+// score computes what the feeds want scored, from the hidden states in f.xn. Feeds that list tokens or look go by their
 // logits, which have the targets' too; the others by the trainer's log-probabilities, without logits.
 func (b *Base) score(f *frame, feeds []Feed) ([]Scores, error) {
 	out := make([]Scores, len(feeds))
 	var plain, listed scored
 	rows := 0
 	for _, list := range []struct {
-		top bool
-		to  *scored
+		listed bool
+		to     *scored
 	}{{false, &plain}, {true, &listed}} {
 		begin := 0
 		for i, fd := range feeds {
-			if n := len(fd.Targets); n > 0 && (fd.Top > 0) == list.top {
+			if n := len(fd.Targets); n > 0 && fd.listed() == list.listed {
 				// The residual stream has been read: its memory takes the rows.
 				if err := b.dev.Ops().Copy(f.xLast.RowRange(rows, rows+n), f.xn.RowRange(begin, begin+n)); err != nil {
 					return nil, err
@@ -142,10 +142,15 @@ func (b *Base) scoreListed(f *frame, h kernels.Tensor, s scored, feeds []Feed, o
 			for row == s.ends[at] {
 				at++
 			}
-			o, k := &out[s.feeds[at]], feeds[s.feeds[at]].Top
+			o, fd := &out[s.feeds[at]], feeds[s.feeds[at]]
 			line := z[(row-lo)*b.Spec.Vocab:][:b.Spec.Vocab]
+			if fd.Look != nil {
+				fd.Look(len(o.LogProbs), line, lse[row-lo])
+			}
 			o.LogProbs = append(o.LogProbs, line[s.targets[row]]-lse[row-lo])
-			o.Top = append(o.Top, top(line, lse[row-lo], k))
+			if fd.Top > 0 {
+				o.Top = append(o.Top, Top(line, lse[row-lo], fd.Top))
+			}
 		}
 		lo = hi
 	}
@@ -164,8 +169,8 @@ func within(all []kernels.Span, lo, hi int) []kernels.Span {
 	return out
 }
 
-// top lists the k tokens of the largest z[i]-lse, the largest first; of equal ones the lower id comes first.
-func top(z []float32, lse float32, k int) []api.TokenLogProb {
+// Top lists the k tokens of the largest z[i]-lse, the largest first; of equal ones the lower id comes first. k is 1 to len(z).
+func Top(z []float32, lse float32, k int) []api.TokenLogProb {
 	heap := make([]api.TokenLogProb, 0, k) // above each entry is one that is worse
 	for i, v := range z {
 		t := api.TokenLogProb{Token: int32(i), LogProb: v - lse}

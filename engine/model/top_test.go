@@ -28,7 +28,7 @@ func TestTop(t *testing.T) {
 				if k < 1 || k > n {
 					continue
 				}
-				if got := top(z, lse, k); !slices.Equal(got, all[:k]) {
+				if got := Top(z, lse, k); !slices.Equal(got, all[:k]) {
 					t.Fatalf("%d of %d tokens with %d levels: %v, wanted %v", k, n, levels, got, all[:k])
 				}
 			}

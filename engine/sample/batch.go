@@ -236,6 +236,9 @@ func (b *Batch) compose() (feeds []model.Feed, fed []*sequence) {
 		n := s.length() - s.filled()
 		if n > 1 {
 			n = min(n, prefill)
+			if cut := s.unscored(); cut > 0 {
+				n = min(n, cut)
+			}
 			prefill -= n
 		}
 		if n == 0 {
@@ -254,7 +257,7 @@ func (b *Batch) compose() (feeds []model.Feed, fed []*sequence) {
 		}
 		promised += need
 		fd := model.Feed{Cache: s.cache, Tokens: s.next(n), Adapter: s.req.Adapter}
-		fd.Targets, fd.Top = s.want(n)
+		b.want(s, n, &fd)
 		feeds = append(feeds, fd)
 		fed = append(fed, s)
 	}
@@ -313,6 +316,9 @@ func (b *Batch) extend(s *sequence, z []float32, lse float32) {
 		b.fail(r, err)
 		return
 	}
+	if k := r.TopKSampledLogProbs; k > 0 {
+		s.top = append(s.top, b.pick.Top(z, lse, r.Params.Temperature, k))
+	}
 	ended := s.add(c)
 	if r.Emit != nil {
 		r.Emit(s.index, c)
@@ -334,6 +340,7 @@ func (b *Batch) extend(s *sequence, z []float32, lse float32) {
 func (b *Batch) finish(r *Request) {
 	out := api.SampleOutput{
 		Sequences: make([]api.SampledSequence, len(r.seqs)), PromptLogProbs: r.scores.logProbs, TopKPromptLogProbs: r.scores.top,
+		TargetPromptLogProbs: r.scores.targets, PromptAltTokens: r.scores.alt,
 	}
 	for i, each := range r.seqs {
 		out.Sequences[i] = each.output()

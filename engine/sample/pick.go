@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"tinkerlocal/engine/api"
+	"tinkerlocal/engine/model"
 )
 
 // Check says whether p can be used.
@@ -39,8 +40,9 @@ type Choice struct {
 
 // Picker chooses tokens. It keeps scratch memory between choices, so one goroutine uses it at a time.
 type Picker struct {
-	w   []float64 // exp((z - max) / temperature) by id
-	ids []int32   // what the filters left, most probable first
+	w     []float64 // exp((z - max) / temperature) by id
+	total float64   // of w
+	ids   []int32   // what the filters left, most probable first
 }
 
 // Pick draws token number draw of sample number sample from logits z, whose log-sum-exp is lse. The
@@ -68,12 +70,48 @@ func (p *Picker) Pick(z []float32, lse float32, params api.SamplingParams, seed 
 	} else {
 		id = p.all(total, u)
 	}
-	c := Choice{Token: int32(id), Raw: z[id] - lse}
-	c.LogProb = c.Raw
-	if params.Temperature != 1 {
-		c.LogProb = float32((float64(z[id])-float64(z[best]))/params.Temperature - math.Log(total))
+	return Choice{Token: int32(id), Raw: z[id] - lse, LogProb: p.scaled(z, lse, id, best, params.Temperature)}, nil
+}
+
+// scaled is a token's log-probability at a temperature above 0, once p has weighed z. best is the largest logit's id.
+func (p *Picker) scaled(z []float32, lse float32, id, best int, temperature float64) float32 {
+	if temperature == 1 {
+		return z[id] - lse
 	}
-	return c, nil
+	return float32((float64(z[id])-float64(z[best]))/temperature - math.Log(p.total))
+}
+
+// Top lists the k most probable tokens of the row that Pick has chosen from, with their log-probabilities as it gives them.
+func (p *Picker) Top(z []float32, lse float32, temperature float64, k int) []api.TokenLogProb {
+	list := model.Top(z, lse, min(k, len(z)))
+	if temperature != 0 && temperature != 1 {
+		best := int(list[0].Token)
+		for i, t := range list {
+			list[i].LogProb = p.scaled(z, lse, int(t.Token), best, temperature)
+		}
+	}
+	return list
+}
+
+// alternatives draws k tokens of a prompt's place, each for itself, with the model's own log-probabilities. Their random numbers are those of
+// samples that cannot be asked for, so that no token of a sample is tied to them.
+func (p *Picker) alternatives(z []float32, lse float32, temperature float64, seed int64, place, k int) ([]api.TokenLogProb, error) {
+	best, err := argmax(z)
+	if err != nil {
+		return nil, err
+	}
+	if temperature > 0 {
+		p.weigh(z, z[best], temperature)
+	}
+	row := make([]api.TokenLogProb, k)
+	for j := range row {
+		id := best
+		if temperature > 0 {
+			id = p.all(p.total, uniform(seed, -1-j, place))
+		}
+		row[j] = api.TokenLogProb{Token: int32(id), LogProb: z[id] - lse}
+	}
+	return row, nil
 }
 
 // argmax is the lowest id among the largest logits.
@@ -94,7 +132,7 @@ func argmax(z []float32) (int, error) {
 	return best, nil
 }
 
-// weigh fills p.w and returns its sum, added in id order.
+// weigh fills p.w and p.total, its sum, added in id order.
 func (p *Picker) weigh(z []float32, top float32, temperature float64) float64 {
 	p.w = slices.Grow(p.w[:0], len(z))[:len(z)]
 	total := 0.0
@@ -103,6 +141,7 @@ func (p *Picker) weigh(z []float32, top float32, temperature float64) float64 {
 		p.w[i] = w
 		total += w
 	}
+	p.total = total
 	return total
 }
 

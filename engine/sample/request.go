@@ -18,8 +18,13 @@ type Request struct {
 	Adapter *lora.Weights // nil: the bare base
 	EndIDs  []int32       // the model's end-of-sequence ids
 
-	PromptLogProbs     bool
-	TopKPromptLogProbs int // 0: none
+	// As in api.SampleRequest.
+	PromptLogProbs       bool
+	TopKPromptLogProbs   int
+	PromptLogProbsLast   int
+	TargetPromptLogProbs [][]int32
+	PromptAltTokens      int
+	TopKSampledLogProbs  int
 
 	Detokenizer func() Detokenizer                    // makes one per sample; needed for stop strings only
 	Emit        func(sample int, c Choice)            // each token as it is drawn; may be nil
@@ -51,6 +56,7 @@ type sequence struct {
 	req     *Request
 	index   int
 	drawn   []Choice
+	top     [][]api.TokenLogProb // of each that was drawn, if that is wanted
 	reason  string
 	stops   *stops
 	cache   *model.Cache // nil while it waits
@@ -100,7 +106,7 @@ func (s *sequence) add(c Choice) bool {
 func (s *sequence) output() api.SampledSequence {
 	out := api.SampledSequence{
 		Tokens: make([]int32, len(s.drawn)), LogProbs: make([]float32, len(s.drawn)),
-		RawLogProbs: make([]float32, len(s.drawn)), StopReason: s.reason,
+		RawLogProbs: make([]float32, len(s.drawn)), StopReason: s.reason, TopKLogProbs: s.top,
 	}
 	for i, c := range s.drawn {
 		out.Tokens[i], out.LogProbs[i], out.RawLogProbs[i] = c.Token, c.LogProb, c.Raw
