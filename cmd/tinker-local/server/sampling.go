@@ -160,7 +160,7 @@ func (s *Server) sample(c *call) (any, error) {
 		if limit := s.engine.Limits().SamplesPerRequest; in.NumSamples > limit { // also while nothing can be drawn yet: each has an id
 			return nil, api.Errorf(api.BadRequest, "num_samples is %d, wanted 1..%d", in.NumSamples, limit)
 		}
-		o, err := s.startSample(p, in)
+		o, err := s.startSample(p, in, r.Targets)
 		if err != nil {
 			return nil, err
 		}
@@ -192,24 +192,36 @@ func (s *Server) sampleBytes(p *sampler, in api.SampleRequest) int64 {
 	}
 	// Saturating: num_samples is whatever the client says.
 	n := min(int64(in.NumSamples), 1<<20)
-	k := min(int64(in.TopKPromptLogProbs), 1<<10)
-	return 8*prompt + 12*n*drawn + prompt*(4+8*k)
+	at := func(k int) int64 { return 8 * min(int64(k), 1<<10) }
+	targets := int64(0)
+	for _, row := range in.TargetPromptLogProbs {
+		targets += 24 + 8*int64(len(row))
+	}
+	return 8*prompt + n*drawn*(12+at(in.TopKSampledLogProbs)) + prompt*(4+at(in.TopKPromptLogProbs)+at(in.PromptAltTokens)) + targets
 }
 
 // sizeOfSample is about what a result takes.
 func sizeOfSample(out api.SampleOutput) int64 {
 	n := 4 * int64(len(out.PromptLogProbs))
+	pairs := func(rows [][]api.TokenLogProb) {
+		for _, row := range rows {
+			n += 24 + 8*int64(len(row))
+		}
+	}
 	for _, s := range out.Sequences {
 		n += 200 + 12*int64(len(s.Tokens))
+		pairs(s.TopKLogProbs)
 	}
-	for _, top := range out.TopKPromptLogProbs {
-		n += 24 + 8*int64(len(top))
+	pairs(out.TopKPromptLogProbs)
+	pairs(out.PromptAltTokens)
+	for _, row := range out.TargetPromptLogProbs {
+		n += 24 + 8*int64(len(row)) // with the places of what was asked for
 	}
 	return n
 }
 
-// startSample draws at once, or as soon as the weights are there.
-func (s *Server) startSample(p *sampler, in api.SampleRequest) (*op, error) {
+// startSample draws at once, or as soon as the weights are there. t is how other tokens of the prompt's places were asked for.
+func (s *Server) startSample(p *sampler, in api.SampleRequest, t *wire.Targets) (*op, error) {
 	draw := func(ctx context.Context) (*engine.Future[api.SampleOutput], error) {
 		m, err := p.made.Wait(ctx)
 		if err != nil {
@@ -222,7 +234,7 @@ func (s *Server) startSample(p *sampler, in api.SampleRequest) (*op, error) {
 		if err != nil {
 			return nil, err
 		}
-		return newOp(f, sizeOfSample, encodeSample), nil
+		return newOp(f, sizeOfSample, sampleEncoder(t)), nil
 	}
 	w := &waiting{done: make(chan struct{})}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -242,7 +254,7 @@ func (s *Server) startSample(p *sampler, in api.SampleRequest) (*op, error) {
 		if w.err != nil {
 			return reply{}, w.err
 		}
-		return encodeSample(w.out, protobuf)
+		return sampleEncoder(t)(w.out, protobuf)
 	}}, nil
 }
 
@@ -275,11 +287,13 @@ func (w *waiting) State() engine.State {
 	return w.f.State()
 }
 
-func encodeSample(out api.SampleOutput, protobuf bool) (reply, error) {
-	if protobuf {
-		b, err := wire.EncodeSampleOutput(out)
-		return reply{http.StatusOK, wire.Protobuf, b}, err
+func sampleEncoder(t *wire.Targets) func(api.SampleOutput, bool) (reply, error) {
+	return func(out api.SampleOutput, protobuf bool) (reply, error) {
+		if protobuf {
+			b, err := wire.EncodeSampleOutput(out, t)
+			return reply{http.StatusOK, wire.Protobuf, b}, err
+		}
+		b, err := wire.EncodeSampleOutputJSON(out)
+		return reply{http.StatusOK, wire.JSON, b}, err
 	}
-	b, err := wire.EncodeSampleOutputJSON(out)
-	return reply{http.StatusOK, wire.JSON, b}, err
 }

@@ -112,7 +112,7 @@ func BenchmarkEncodeSampleOutput(b *testing.B) {
 	}
 	n := 0
 	for b.Loop() {
-		body, err := EncodeSampleOutput(out)
+		body, err := EncodeSampleOutput(out, nil)
 		if err != nil {
 			b.Fatal(err)
 		}

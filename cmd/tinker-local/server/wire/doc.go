@@ -6,6 +6,7 @@
 //	tensor.go    tensors, dense and CSR, with every check that their bytes need
 //	output.go    results of forward_backward in protobuf
 //	sampled.go   results of sampling in protobuf
+//	targets.go   tokens of a prompt's places, and their log-probabilities in the same form
 //	legacy.go    forward, forward_backward and both results in JSON, as SDKs up to 0.24 have them
 //	body.go      bodies: size limits, zstd
 //	json.go      JSON in and out, with errors that name the place

@@ -342,6 +342,43 @@ func TestHostileJSON(t *testing.T) {
 	}
 }
 
+// TestRefusedTargets: a tensor of tokens that cannot be one is refused by what is wrong, and a result that is not of its form as well.
+func TestRefusedTargets(t *testing.T) {
+	for part, text := range map[string]string{
+		`it has the dtype "float32"`:                     `{"data":[1],"dtype":"float32","shape":[1,1]}`,
+		`wanted "int64" and two dimensions`:              `{"data":[1],"dtype":"int64","shape":[1]}`,
+		"shape [2 2] has 4 values, the data have 3":      `{"data":[1,2,3],"dtype":"int64","shape":[2,2]}`,
+		"wanted no negative length":                      `{"data":[],"dtype":"int64","shape":[-1,2]}`,
+		"data: value 1 is 2147483648: wanted a token":    `{"data":[1,2147483648],"dtype":"int64","shape":[1,2]}`,
+		"data: value 0 is \"a\", wanted a number":        `{"data":["a"],"dtype":"int64","shape":[1,1]}`,
+		"data: it is missing, wanted an array":           `{"dtype":"int64","shape":[1,1]}`,
+		"sparse_col_indices: it is missing":              `{"data":[1],"dtype":"int64","shape":[1,1],"sparse_crow_indices":[0,1]}`,
+		"there are 1 crow_indices, wanted 2 for 1 rows":  `{"data":[],"dtype":"int64","shape":[1,1],"sparse_crow_indices":[0],"sparse_col_indices":[]}`,
+		"row 0 has column 5":                             `{"data":[1],"dtype":"int64","shape":[1,5],"sparse_crow_indices":[0,1],"sparse_col_indices":[5]}`,
+		"there are 2 crow_indices, wanted 1099511627777": `{"data":[],"dtype":"int64","shape":[1099511627776,1],"sparse_crow_indices":[0,0],"sparse_col_indices":[]}`,
+	} {
+		body := `{"sampling_session_id":"S","seq_id":0,"prompt":{"chunks":[{"tokens":[1,2]}]},"sampling_params":{},"target_prompt_logprobs":` + text + `}`
+		err := DecodeRequest([]byte(body), &SampleRequest{})
+		if err == nil || api.CodeOf(err) != api.BadRequest || !strings.Contains(err.Error(), "target_prompt_logprobs: "+part) && !strings.Contains(err.Error(), part) {
+			t.Errorf("%s: %v, wanted %s", text, err, part)
+		}
+	}
+	var r SampleRequest
+	body := `{"sampling_session_id":"S","prompt":{"chunks":[{"tokens":[1,2]}]},"target_prompt_logprobs":{"data":[1,-7],"dtype":"int64","shape":[1,2]}}`
+	if err := DecodeRequest([]byte(body), &r); err != nil || fmt.Sprint(r.API().TargetPromptLogProbs) != "[[1 -1]]" {
+		t.Fatalf("%v (%v)", r.API().TargetPromptLogProbs, err)
+	}
+	for want, rows := range map[string][][]float32{
+		"asked for true, there false":  nil,
+		"2 rows, wanted 1":             {{1, 2}, {3, 4}},
+		"row 0 has 1 values, wanted 2": {{1}},
+	} {
+		if _, err := EncodeSampleOutput(api.SampleOutput{TargetPromptLogProbs: rows}, r.Targets); err == nil || !strings.Contains(err.Error(), want) || api.CodeOf(err) != api.Internal {
+			t.Errorf("%v, wanted %s", err, want)
+		}
+	}
+}
+
 // TestRefusedOutputs: what clients would fail on is an error here, not there.
 func TestRefusedOutputs(t *testing.T) {
 	scalar := map[string]api.TensorData{"logprobs": api.Floats([]float32{1})}
@@ -358,9 +395,11 @@ func TestRefusedOutputs(t *testing.T) {
 	for want, s := range map[string]api.SampledSequence{
 		`sequence 0 stopped for "eos"`:        {StopReason: "eos"},
 		"sequence 0 has 1 tokens and 2 logpr": {StopReason: "stop", Tokens: []int32{1}, LogProbs: []float32{1, 2}},
+		"sequence 0 has 1 tokens and 2 lists": {StopReason: "stop", Tokens: []int32{1}, TopKLogProbs: make([][]api.TokenLogProb, 2)},
 	} {
 		out := api.SampleOutput{Sequences: []api.SampledSequence{s}}
-		for _, encode := range []func(api.SampleOutput) ([]byte, error){EncodeSampleOutput, EncodeSampleOutputJSON} {
+		protobuf := func(out api.SampleOutput) ([]byte, error) { return EncodeSampleOutput(out, nil) }
+		for _, encode := range []func(api.SampleOutput) ([]byte, error){protobuf, EncodeSampleOutputJSON} {
 			if _, err := encode(out); err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%v, wanted %s", err, want)
 			}

@@ -328,7 +328,7 @@ func (v tensorValue) MarshalJSON() ([]byte, error) {
 	return append(append(b, shape...), '}'), err
 }
 
-// EncodeSampleOutputJSON writes a result of sampling for clients that do not accept [Protobuf].
+// EncodeSampleOutputJSON writes a result of sampling for clients that do not accept [Protobuf]. They cannot ask for what came with 0.38.
 func EncodeSampleOutputJSON(out api.SampleOutput) ([]byte, error) {
 	if err := checkSampled(out); err != nil {
 		return nil, err

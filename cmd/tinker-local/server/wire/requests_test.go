@@ -145,9 +145,18 @@ var views = map[string]struct {
 		if a.Params.MaxTokens > 0 {
 			limit = &a.Params.MaxTokens
 		}
-		return object{"session_id": q.SamplingSessionID, "seq_id": q.SeqID, "tokens": tokens, "num_samples": a.NumSamples,
+		view := object{"session_id": q.SamplingSessionID, "seq_id": q.SeqID, "tokens": tokens, "num_samples": a.NumSamples,
 			"prompt_logprobs": a.PromptLogProbs, "topk": a.TopKPromptLogProbs, "params": object{"max_tokens": limit, "seed": a.Params.Seed,
 				"stop": a.Params.Stop, "stop_tokens": a.Params.StopTokens, "temperature": a.Params.Temperature, "top_k": a.Params.TopK, "top_p": a.Params.TopP}}
+		for name, v := range map[string]int{"alt": a.PromptAltTokens, "last": a.PromptLogProbsLast, "sampled_topk": a.TopKSampledLogProbs} {
+			if v != 0 {
+				view[name] = v
+			}
+		}
+		if a.TargetPromptLogProbs != nil {
+			view["targets"] = a.TargetPromptLogProbs
+		}
+		return view
 	}},
 	"save_weights_external": {func() Request { return &SaveWeightsExternalRequest{} }, func(r Request) any {
 		q := r.(*SaveWeightsExternalRequest)

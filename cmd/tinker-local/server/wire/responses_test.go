@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -22,7 +23,8 @@ type response struct {
 	Class  string `json:"class"`
 	Text   string `json:"text,omitempty"`
 	Base64 []byte `json:"base64,omitempty"`
-	Finite bool   `json:"finite"` // no NaN in it, which the SDK's own JSON could not hold
+	Finite bool   `json:"finite"`          // no NaN in it, which the SDK's own JSON could not hold
+	Since  string `json:"since,omitempty"` // versions before this one do not ask for it
 	want   any    // what the SDK must make of it: a part of it is enough
 }
 
@@ -60,7 +62,37 @@ func samples() map[string]api.SampleOutput {
 			PromptLogProbs:     api.PromptLogProbs{api.NoLogProb(), -0.1, -20},
 			TopKPromptLogProbs: [][]api.TokenLogProb{nil, {{Token: 7, LogProb: -0.1}, {Token: 0, LogProb: -2.5}}, {{Token: 9, LogProb: -1}}}},
 		"without": {Sequences: []api.SampledSequence{{Tokens: []int32{}, StopReason: "stop"}}},
+		"scores": {
+			Sequences: []api.SampledSequence{
+				{Tokens: []int32{3, 4}, LogProbs: []float32{-0.25, -0.5}, StopReason: "length", TopKLogProbs: [][]api.TokenLogProb{{{Token: 3, LogProb: -0.25}, {Token: 9, LogProb: -2}}, {{Token: 4, LogProb: -0.5}, {Token: 1, LogProb: -1}}}},
+				{Tokens: []int32{}, StopReason: "stop", TopKLogProbs: [][]api.TokenLogProb{}},
+			},
+			PromptLogProbs:       api.PromptLogProbs{api.NoLogProb(), api.NoLogProb(), -20},
+			TargetPromptLogProbs: [][]float32{{0, -1.5}, {-0.5, -3}},
+			PromptAltTokens:      [][]api.TokenLogProb{{{Token: 7, LogProb: -1}, {Token: 8, LogProb: -2}, {Token: 7, LogProb: -1}}, {{Token: 2147483647, LogProb: -3}, {Token: 0, LogProb: -4}, {Token: 5, LogProb: -5}}},
+		},
+		"sparse": {
+			Sequences:            []api.SampledSequence{{Tokens: []int32{3}, LogProbs: []float32{-0.25}, StopReason: "length"}},
+			TargetPromptLogProbs: [][]float32{{}, {-0.5, -3}, {}, {-1}},
+			PromptAltTokens:      [][]api.TokenLogProb{},
+		},
 	}
+}
+
+// targets are the tokens that samples were asked for.
+func targets(t *testing.T) map[string]*Targets {
+	t.Helper()
+	out := map[string]*Targets{}
+	for name, text := range map[string]string{
+		"scores": `{"data":[-1,5,6,7],"dtype":"int64","shape":[2,2]}`,
+		"sparse": `{"data":[5,6,7],"dtype":"int64","shape":[4,1000],"sparse_crow_indices":[0,0,2,2,3],"sparse_col_indices":[0,999,3]}`,
+	} {
+		out[name] = &Targets{}
+		if err := json.Unmarshal([]byte(text), out[name]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return out
 }
 
 // responses are all bodies that are held by goldens.
@@ -86,12 +118,16 @@ func responses(t *testing.T) []response {
 		b, err = EncodeForwardBackwardOutputJSON(out)
 		text("JSON output/"+name, "ForwardBackwardOutput", b, err, outputView(out))
 	}
-	for _, name := range []string{"plain", "prompt", "without"} {
-		out := samples()[name]
-		b, err := EncodeSampleOutput(out)
-		binary("sample/"+name, "SampleResponse", b, err, sampleView(out))
-		b, err = EncodeSampleOutputJSON(out)
-		text("JSON sample/"+name, "SampleResponse", b, err, sampleView(out))
+	for _, name := range []string{"plain", "prompt", "without", "scores", "sparse"} {
+		out, asked := samples()[name], targets(t)[name]
+		b, err := EncodeSampleOutput(out, asked)
+		binary("sample/"+name, "SampleResponse", b, err, sampleView(out, asked))
+		if asked != nil {
+			all[len(all)-1].Since = "0.38.0"
+		} else {
+			b, err = EncodeSampleOutputJSON(out)
+			text("JSON sample/"+name, "SampleResponse", b, err, sampleView(out, nil))
+		}
 	}
 	for _, c := range jsonResponses() {
 		b, err := json.Marshal(c.value)
@@ -203,12 +239,34 @@ func outputView(out api.ForwardBackwardOutput) any {
 	return object{"loss_fn_output_type": out.LossFnOutputType, "loss_fn_outputs": list, "metrics": metrics}
 }
 
-func sampleView(out api.SampleOutput) any {
+// sampleView has what was not asked for only as far as all versions know it.
+func sampleView(out api.SampleOutput, t *Targets) any {
 	sequences := []object{}
 	for _, s := range out.Sequences {
-		sequences = append(sequences, object{"tokens": s.Tokens, "logprobs": s.LogProbs, "stop_reason": s.StopReason})
+		view := object{"tokens": s.Tokens, "logprobs": s.LogProbs, "stop_reason": s.StopReason}
+		if len(s.TopKLogProbs) > 0 {
+			view["topk_logprobs"] = s.TopKLogProbs
+		}
+		sequences = append(sequences, view)
 	}
-	return object{"sequences": sequences, "prompt_logprobs": out.PromptLogProbs, "topk_prompt_logprobs": out.TopKPromptLogProbs}
+	view := object{"sequences": sequences, "prompt_logprobs": out.PromptLogProbs, "topk_prompt_logprobs": out.TopKPromptLogProbs}
+	if t != nil {
+		tensor := object{"dtype": "float32", "shape": t.dims, "data": slices.Concat(out.TargetPromptLogProbs...)}
+		if t.sparse {
+			tensor["sparse_crow_indices"], tensor["sparse_col_indices"] = t.crow, t.cols
+		}
+		view["target_prompt_logprobs"] = tensor
+	}
+	if rows := out.PromptAltTokens; rows != nil {
+		ids, lps := []int32{}, []float32{}
+		for _, row := range rows {
+			for _, x := range row {
+				ids, lps = append(ids, x.Token), append(lps, x.LogProb)
+			}
+		}
+		view["prompt_alt_tokens"] = object{"tokens": ids, "logprobs": lps, "shape": []int{len(rows), columns(rows)}}
+	}
+	return view
 }
 
 // TestResponses: our bodies are those that the official SDK has read, and it has read what they say.

@@ -1,24 +1,25 @@
 package wire
 
 import (
+	"math"
+
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"tinkerlocal/engine/api"
 )
 
-// EncodeSampleOutput writes the protobuf form of a result of sampling. Equal results give equal bytes. An error is
-// Internal: the engine made something that clients would refuse.
-func EncodeSampleOutput(out api.SampleOutput) ([]byte, error) {
+// EncodeSampleOutput writes the protobuf form of a result of sampling, with t as the request had it. Equal results give equal bytes. An error
+// is Internal: the engine made something that clients would refuse.
+func EncodeSampleOutput(out api.SampleOutput, t *Targets) ([]byte, error) {
 	if err := checkSampled(out); err != nil {
 		return nil, err
 	}
-	k := 0
-	for _, row := range out.TopKPromptLogProbs {
-		k = max(k, len(row))
+	if err := t.check(out.TargetPromptLogProbs); err != nil {
+		return nil, err
 	}
-	size := 64 + 4*len(out.PromptLogProbs) + 8*k*len(out.TopKPromptLogProbs)
+	size := 128 + 4*len(out.PromptLogProbs) + topKBytes(out.TopKPromptLogProbs)
 	for _, s := range out.Sequences {
-		size += 32 + 4*len(s.Tokens) + 4*len(s.LogProbs)
+		size += 64 + 4*len(s.Tokens) + 4*len(s.LogProbs) + topKBytes(s.TopKLogProbs)
 	}
 	b := make([]byte, 0, size)
 	for _, s := range out.Sequences {
@@ -32,15 +33,17 @@ func EncodeSampleOutput(out api.SampleOutput) ([]byte, error) {
 			b = appendHeader(b, sequenceLogProbs, 4*len(s.LogProbs))
 			b = appendFloats(b, s.LogProbs)
 		}
+		b = appendTopK(b, sequenceTopK, s.TopKLogProbs)
 	}
 	if out.PromptLogProbs != nil {
 		b = appendHeader(b, samplePromptLogProbs, 4*len(out.PromptLogProbs))
 		b = appendFloats(b, out.PromptLogProbs)
 	}
-	if k > 0 {
-		b = appendTopK(b, out.TopKPromptLogProbs, k)
+	b = appendTopK(b, sampleTopK, out.TopKPromptLogProbs)
+	if t != nil {
+		b = t.append(b, sampleTargets, out.TargetPromptLogProbs)
 	}
-	return b, nil
+	return appendAlt(b, out.PromptAltTokens), nil
 }
 
 // checkSampled says what clients would fail on.
@@ -51,6 +54,14 @@ func checkSampled(out api.SampleOutput) error {
 		}
 		if s.LogProbs != nil && len(s.LogProbs) != len(s.Tokens) {
 			return api.Errorf(api.Internal, "sequence %d has %d tokens and %d logprobs", i, len(s.Tokens), len(s.LogProbs))
+		}
+		if s.TopKLogProbs != nil && len(s.TopKLogProbs) != len(s.Tokens) {
+			return api.Errorf(api.Internal, "sequence %d has %d tokens and %d lists", i, len(s.Tokens), len(s.TopKLogProbs))
+		}
+	}
+	for i, row := range out.PromptAltTokens {
+		if len(row) != len(out.PromptAltTokens[0]) {
+			return api.Errorf(api.Internal, "prompt_alt_tokens: row %d has %d draws, wanted %d", i, len(row), len(out.PromptAltTokens[0]))
 		}
 	}
 	return nil
@@ -64,13 +75,39 @@ func sequenceBytes(s api.SampledSequence) int {
 	if s.LogProbs != nil {
 		n += sizeMessage(sequenceLogProbs, 4*len(s.LogProbs))
 	}
-	return n
+	return n + topKBytes(s.TopKLogProbs)
 }
 
-// appendTopK writes rows as two matrices of k columns; what a row has not is filled.
-func appendTopK(b []byte, rows [][]api.TokenLogProb, k int) []byte {
+// columns is how many entries the longest row has.
+func columns(rows [][]api.TokenLogProb) int {
+	k := 0
+	for _, row := range rows {
+		k = max(k, len(row))
+	}
+	return k
+}
+
+// topKBytes is the size of a field TopkLogprobs; 0: there is none. Its number is below 16.
+func topKBytes(rows [][]api.TokenLogProb) int {
+	if k := columns(rows); k > 0 {
+		return sizeMessage(sampleTopK, topKSize(k, len(rows)))
+	}
+	return 0
+}
+
+// topKSize is the size of the message.
+func topKSize(k, n int) int {
+	return 2*sizeMessage(topKTokens, 4*k*n) + sizeVarint(topKK, k) + sizeVarint(topKLength, n)
+}
+
+// appendTopK writes rows as two matrices; what a row has not is filled. Rows without any entry are no field.
+func appendTopK(b []byte, num protowire.Number, rows [][]api.TokenLogProb) []byte {
+	k := columns(rows)
+	if k == 0 {
+		return b
+	}
 	cells := 4 * k * len(rows)
-	b = appendHeader(b, sampleTopK, sizeMessage(topKTokens, cells)+sizeMessage(topKLogProbs, cells)+sizeVarint(topKK, k)+sizeVarint(topKLength, len(rows)))
+	b = appendHeader(b, num, topKSize(k, len(rows)))
 	b = appendHeader(b, topKTokens, cells)
 	for _, row := range rows {
 		for i := range k {
@@ -93,4 +130,27 @@ func appendTopK(b []byte, rows [][]api.TokenLogProb, k int) []byte {
 	}
 	b = appendVarint(b, topKK, k)
 	return appendVarint(b, topKLength, len(rows))
+}
+
+// appendAlt writes draws as two tensors; nil is no field.
+func appendAlt(b []byte, rows [][]api.TokenLogProb) []byte {
+	if rows == nil {
+		return b
+	}
+	k := columns(rows)
+	dims, n := []int64{int64(len(rows)), int64(k)}, 4*k*len(rows)
+	tensor := func(b []byte, num protowire.Number, kind dtype, value func(api.TokenLogProb) uint32) []byte {
+		return appendTensor(b, num, kind, dims, n, func(b []byte) []byte {
+			for _, row := range rows {
+				for _, x := range row {
+					b = protowire.AppendFixed32(b, value(x))
+				}
+			}
+			return b
+		})
+	}
+	one := sizeMessage(tensorDense, n) + len(tensorHead(int32Type, dims)) // of either: both types are below 128
+	b = appendHeader(b, sampleAlt, 2*sizeMessage(altTokens, one))
+	b = tensor(b, altTokens, int32Type, func(x api.TokenLogProb) uint32 { return uint32(x.Token) })
+	return tensor(b, altLogProbs, float32Type, func(x api.TokenLogProb) uint32 { return math.Float32bits(x.LogProb) })
 }

@@ -46,7 +46,7 @@ type SamplerResponse struct {
 	ModelPath string `json:"model_path,omitempty"`
 }
 
-// SampleRequest is the body of asample. What later SDKs can ask for beyond it is refused by name.
+// SampleRequest is the body of asample.
 type SampleRequest struct {
 	SamplingSessionID string         `json:"sampling_session_id"`
 	SeqID             int64          `json:"seq_id"` // from 0; an identity, not an order
@@ -59,11 +59,11 @@ type SampleRequest struct {
 	TopK              int            `json:"topk_prompt_logprobs"`
 
 	// since 0.38
-	TopKSampled   int             `json:"topk_sample_logprobs"`
-	TargetLogProb json.RawMessage `json:"target_prompt_logprobs"`
-	AltTokens     int             `json:"prompt_alt_tokens_k"`
-	LastN         *int            `json:"prompt_logprobs_last_n"`
-	Stability     bool            `json:"record_stability_info"`
+	TopKSampled int      `json:"topk_sample_logprobs"`
+	Targets     *Targets `json:"target_prompt_logprobs"`
+	AltTokens   int      `json:"prompt_alt_tokens_k"`
+	LastN       *int     `json:"prompt_logprobs_last_n"`
+	Stability   bool     `json:"record_stability_info"`
 
 	prompt api.ModelInput
 }
@@ -86,25 +86,17 @@ func (r *SampleRequest) check() (err error) {
 	if err := sequence("seq_id", r.SeqID, 0); err != nil {
 		return err
 	}
-	for _, f := range []struct {
-		name  string
-		asked bool
-	}{
-		{"topk_sample_logprobs", r.TopKSampled > 0},
-		{"target_prompt_logprobs", !absent(r.TargetLogProb)},
-		{"prompt_alt_tokens_k", r.AltTokens > 0},
-		{"prompt_logprobs_last_n", r.LastN != nil},
-		{"record_stability_info", r.Stability},
-	} {
-		if f.asked {
-			return api.Errorf(api.Unsupported, "%s is not supported", f.name)
-		}
-	}
 	switch {
+	case r.Stability:
+		return api.Errorf(api.Unsupported, "record_stability_info is not supported: no loss here reads what it would record")
+	case r.LastN != nil && *r.LastN < 1:
+		return api.Errorf(api.BadRequest, "prompt_logprobs_last_n is %d, wanted 1 or more", *r.LastN)
+	case r.LastN != nil && !r.PromptLogProbs:
+		return api.Errorf(api.BadRequest, "prompt_logprobs_last_n is given without prompt_logprobs")
 	case r.NumSamples != nil && *r.NumSamples < 1:
 		return api.Errorf(api.BadRequest, "num_samples is %d, wanted 1 or more", *r.NumSamples)
-	case r.TopK < 0:
-		return api.Errorf(api.BadRequest, "topk_prompt_logprobs is %d, wanted 0 or more", r.TopK)
+	case r.TopK < 0 || r.TopKSampled < 0 || r.AltTokens < 0:
+		return api.Errorf(api.BadRequest, "topk_prompt_logprobs is %d, topk_sample_logprobs %d and prompt_alt_tokens_k %d, wanted 0 or more", r.TopK, r.TopKSampled, r.AltTokens)
 	case r.Params.MaxTokens != nil && *r.Params.MaxTokens < 1:
 		return api.Errorf(api.BadRequest, "sampling_params.max_tokens is %d, wanted 1 or more", *r.Params.MaxTokens)
 	}
@@ -123,8 +115,12 @@ func (r *SampleRequest) API() api.SampleRequest {
 	set(&p.Temperature, r.Params.Temperature)
 	set(&p.TopK, r.Params.TopK)
 	set(&p.TopP, r.Params.TopP)
-	out := api.SampleRequest{Prompt: r.prompt, Params: p, NumSamples: 1, PromptLogProbs: r.PromptLogProbs, TopKPromptLogProbs: r.TopK}
+	out := api.SampleRequest{
+		Prompt: r.prompt, Params: p, NumSamples: 1, PromptLogProbs: r.PromptLogProbs, TopKPromptLogProbs: r.TopK,
+		TargetPromptLogProbs: r.Targets.API(), PromptAltTokens: r.AltTokens, TopKSampledLogProbs: r.TopKSampled,
+	}
 	set(&out.NumSamples, r.NumSamples)
+	set(&out.PromptLogProbsLast, r.LastN)
 	return out
 }
 

@@ -62,11 +62,18 @@ const (
 	sampleSequences      protowire.Number = 1 // repeated SampledSequence
 	samplePromptLogProbs protowire.Number = 2 // optional: float32 in bytes, NaN for a token without
 	sampleTopK           protowire.Number = 3 // optional TopkLogprobs
+	sampleTargets        protowire.Number = 5 // optional Tensor, since 0.38
+	sampleAlt            protowire.Number = 6 // optional PromptAltTokens, since 0.38
+
+	// PromptAltTokens: two dense tensors of a row per token of the prompt but the first
+	altTokens   protowire.Number = 1 // Tensor of int32
+	altLogProbs protowire.Number = 2 // Tensor of float32
 
 	// SampledSequence
 	sequenceStop     protowire.Number = 1 // StopReason
 	sequenceTokens   protowire.Number = 2 // int32 in bytes
 	sequenceLogProbs protowire.Number = 3 // optional: float32 in bytes
+	sequenceTopK     protowire.Number = 4 // optional TopkLogprobs, since 0.38
 
 	// TopkLogprobs: two matrices of length rows and k columns
 	topKTokens   protowire.Number = 1 // int32 in bytes

@@ -180,29 +180,8 @@ func decodeCSR(b []byte, d dtype, dims []int64, budget *int) (t api.TensorData, 
 // spread writes a CSR matrix out: row r has the values crow[r] to crow[r+1], at the columns that stand beside them; all else
 // is 0. Every index is checked before anything is allocated. Columns of a row ascend, as torch demands.
 func spread(stored api.TensorData, floats bool, crow, cols, dims []int64, budget *int) (t api.TensorData, err error) {
-	n := int64(stored.Len())
-	switch {
-	case len(dims) != 2 || dims[0] < 0 || dims[1] < 0:
-		return t, api.Errorf(api.BadRequest, "shape is %v, wanted two dimensions", dims)
-	case int64(len(crow)) != dims[0]+1:
-		return t, api.Errorf(api.BadRequest, "there are %d crow_indices, wanted %d for %d rows", len(crow), dims[0]+1, dims[0])
-	case int64(len(cols)) != n:
-		return t, api.Errorf(api.BadRequest, "there are %d col_indices and %d values", len(cols), n)
-	case crow[0] != 0 || crow[len(crow)-1] != n:
-		return t, api.Errorf(api.BadRequest, "crow_indices go from %d to %d, wanted 0 to %d, the number of values", crow[0], crow[len(crow)-1], n)
-	}
-	for r := range len(crow) - 1 {
-		lo, hi := crow[r], crow[r+1]
-		if hi < lo || hi > n {
-			return t, api.Errorf(api.BadRequest, "crow_indices go from %d to %d at row %d, wanted %d to %d", lo, hi, r, lo, n)
-		}
-		last := int64(-1)
-		for _, c := range cols[lo:hi] {
-			if c <= last || c >= dims[1] {
-				return t, api.Errorf(api.BadRequest, "row %d has column %d after %d, wanted ascending columns below %d", r, c, last, dims[1])
-			}
-			last = c
-		}
+	if err := checkCSR(int64(stored.Len()), crow, cols, dims); err != nil {
+		return t, err
 	}
 	size := 8
 	if floats {
@@ -222,6 +201,34 @@ func spread(stored api.TensorData, floats bool, crow, cols, dims []int64, budget
 		scatter(t.Ints, stored.Ints, crow, cols, int(dims[1]))
 	}
 	return t, nil
+}
+
+// checkCSR says whether indices are those of a CSR matrix of n values.
+func checkCSR(n int64, crow, cols, dims []int64) error {
+	switch {
+	case len(dims) != 2 || dims[0] < 0 || dims[1] < 0:
+		return api.Errorf(api.BadRequest, "shape is %v, wanted two dimensions", dims)
+	case int64(len(crow)) != dims[0]+1:
+		return api.Errorf(api.BadRequest, "there are %d crow_indices, wanted %d for %d rows", len(crow), dims[0]+1, dims[0])
+	case int64(len(cols)) != n:
+		return api.Errorf(api.BadRequest, "there are %d col_indices and %d values", len(cols), n)
+	case crow[0] != 0 || crow[len(crow)-1] != n:
+		return api.Errorf(api.BadRequest, "crow_indices go from %d to %d, wanted 0 to %d, the number of values", crow[0], crow[len(crow)-1], n)
+	}
+	for r := range len(crow) - 1 {
+		lo, hi := crow[r], crow[r+1]
+		if hi < lo || hi > n {
+			return api.Errorf(api.BadRequest, "crow_indices go from %d to %d at row %d, wanted %d to %d", lo, hi, r, lo, n)
+		}
+		last := int64(-1)
+		for _, c := range cols[lo:hi] {
+			if c <= last || c >= dims[1] {
+				return api.Errorf(api.BadRequest, "row %d has column %d after %d, wanted ascending columns below %d", r, c, last, dims[1])
+			}
+			last = c
+		}
+	}
+	return nil
 }
 
 func scatter[T any](dst, stored []T, crow, cols []int64, width int) {

@@ -38,8 +38,21 @@ def output(r):
 
 
 def sampled(r):
-    return {"prompt_logprobs": r.prompt_logprobs, "topk_prompt_logprobs": r.topk_prompt_logprobs,
+    view = {"prompt_logprobs": r.prompt_logprobs, "topk_prompt_logprobs": r.topk_prompt_logprobs,
             "sequences": [{"stop_reason": s.stop_reason, "tokens": list(s.tokens), "logprobs": s.logprobs} for s in r.sequences]}
+    for s, of in zip(view["sequences"], r.sequences):
+        if getattr(of, "topk_logprobs", None) is not None:
+            s["topk_logprobs"] = of.topk_logprobs
+    t = getattr(r, "target_prompt_logprobs", None)
+    if t is not None:
+        view["target_prompt_logprobs"] = {"dtype": t.dtype, "shape": list(t.shape), "data": list(t.data)}
+        if t.sparse_crow_indices is not None:
+            view["target_prompt_logprobs"].update(sparse_crow_indices=list(t.sparse_crow_indices), sparse_col_indices=list(t.sparse_col_indices))
+    alt = getattr(r, "prompt_alt_tokens", None)
+    if alt is not None:
+        assert (alt.tokens.dtype, alt.logprobs.dtype, list(alt.tokens.shape)) == ("int64", "float32", list(alt.logprobs.shape))
+        view["prompt_alt_tokens"] = {"tokens": list(alt.tokens.data), "logprobs": list(alt.logprobs.data), "shape": list(alt.tokens.shape)}
+    return view
 
 
 def find(name):
@@ -60,7 +73,7 @@ def find(name):
 def decode(case):
     """What the SDK makes of a case; None when this version has no such thing."""
     cls = find(case["class"])
-    if cls is None:
+    if cls is None or case.get("since", "") > VERSION:
         return None
     if "base64" in case:
         try:

@@ -158,13 +158,13 @@ add("sampling session of a base", "create_sampling_session", dumped(types.Create
     {"session_id": "S", "seq_id": 0, "base_model": "b", "path": ""})
 
 
-def sample(name, params, want, prompt=[1, 2, 3], error=None, **more):
+def sample(name, params, want, prompt=[1, 2, 3], error=None, extra={}, **more):
     request = types.SampleRequest(sampling_session_id="S:sample:0", seq_id=0, prompt=types.ModelInput.from_ints(prompt), sampling_params=types.SamplingParams(**params), **more)
     full = {"max_tokens": None, "seed": None, "stop": None, "stop_tokens": None, "temperature": 1, "top_k": -1, "top_p": 1}
     full.update(want)
     add(name, "asample", dumped(request), {"error": error} if error else {
         "session_id": "S:sample:0", "seq_id": 0, "tokens": prompt, "params": full, "num_samples": more.get("num_samples", 1),
-        "prompt_logprobs": bool(more.get("prompt_logprobs")), "topk": more.get("topk_prompt_logprobs", 0)})
+        "prompt_logprobs": bool(more.get("prompt_logprobs")), "topk": more.get("topk_prompt_logprobs", 0), **extra})
 
 
 sample("sample", {}, {})
@@ -176,9 +176,17 @@ sample("never stop", dict(stop=[]), dict(stop_tokens=[]))
 sample("large seed", dict(seed=2**64 - 1), dict(seed=-1))
 sample("logprobs only", dict(max_tokens=1), dict(max_tokens=1), prompt_logprobs=True)
 if NEWEST:
-    sample("alternatives", {}, {}, error=["unsupported", "prompt_alt_tokens_k is not supported"], prompt_alt_tokens_k=2)
-    sample("last tokens", {}, {}, error=["unsupported", "prompt_logprobs_last_n is not supported"], prompt_logprobs=True, prompt_logprobs_last_n=2)
-    sample("sampled top-k", {}, {}, error=["unsupported", "topk_sample_logprobs is not supported"], topk_sample_logprobs=2)
+    from tinker.lib.public_interfaces.sampling_client import _tensor_data_to_model
+
+    ids = types.TensorData(data=[-1, 5, 6, 7], dtype="int64", shape=[2, 2])
+    sparse = types.TensorData(data=[5, 6], dtype="int64", shape=[2, 9], sparse_crow_indices=[0, 0, 2], sparse_col_indices=[1, 8])
+    sample("alternatives", {}, {}, extra={"alt": 2}, prompt_alt_tokens_k=2)
+    sample("last tokens", {}, {}, extra={"last": 2}, prompt_logprobs=True, prompt_logprobs_last_n=2)
+    sample("last tokens of nothing", {}, {}, error=["bad_request", "prompt_logprobs_last_n is given without prompt_logprobs"], prompt_logprobs_last_n=2)
+    sample("sampled top-k", {}, {}, extra={"sampled_topk": 2}, topk_sample_logprobs=2)
+    sample("other tokens", {}, {}, extra={"targets": [[-1, 5], [6, 7]]}, target_prompt_logprobs=_tensor_data_to_model(ids))
+    sample("other tokens, sparse", {}, {}, extra={"targets": [[], [5, 6]]}, target_prompt_logprobs=_tensor_data_to_model(sparse))
+    sample("stability", {}, {}, error=["unsupported", "record_stability_info is not supported"], record_stability_info=True)
 
 add("session", "create_session", dumped(types.CreateSessionRequest(tags=["a"], user_metadata={"k": "v"}, sdk_version=VERSION)),
     {"tags": ["a"], "user_metadata": {"k": "v"}, "sdk_version": VERSION})
