@@ -9,12 +9,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"tinkerlocal/cmd/tinker-local/server"
 	"tinkerlocal/engine/api"
 	"tinkerlocal/engine/local"
 )
@@ -364,4 +366,91 @@ func TestOtherVersion(t *testing.T) {
 			t.Errorf("exit code %d, %q; wanted %q", code, stderr, want)
 		}
 	}
+}
+
+// TestPluginsBesideServer: the plugin commands work on files while a server runs, and the server uses what they put there.
+func TestPluginsBesideServer(t *testing.T) {
+	state := filepath.Join(t.TempDir(), "state")
+	p := serveState(t, state)
+	session := p.post(state, "create_session", map[string]any{"sdk_version": "0.16.1"})["session_id"].(string)
+	result := func(id any) map[string]any { return p.post(state, "retrieve_future", map[string]any{"request_id": id}) }
+	model := result(p.post(state, "create_model", map[string]any{
+		"session_id": session, "model_seq_id": 1, "base_model": tiny, "lora_config": map[string]any{"rank": 2}, "type": "create_model",
+	})["request_id"])["model_id"]
+	seq := 0
+	pass := func() map[string]any {
+		seq++
+		datum := map[string]any{
+			"model_input":    map[string]any{"chunks": []any{map[string]any{"type": "encoded_text", "tokens": []int{1, 2, 3}}}},
+			"loss_fn_inputs": map[string]any{"target_tokens": map[string]any{"data": []int{2, 3, 4}, "dtype": "int64", "shape": []int{3}}},
+		}
+		return result(p.post(state, "forward_backward", map[string]any{
+			"model_id": model, "seq_id": seq, "forward_backward_input": map[string]any{"data": []any{datum}, "loss_fn": "wasm:mine"},
+		})["request_id"])
+	}
+	eventually := func(what string, ok func(map[string]any) bool) {
+		t.Helper()
+		for end := time.Now().Add(20 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+			out := pass()
+			if ok(out) {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%s: %v", what, out)
+			}
+		}
+	}
+	unknown := func(out map[string]any) bool {
+		text, _ := out["error"].(string)
+		return strings.Contains(text, "mine") && out["category"] == "user"
+	}
+	if out := pass(); !unknown(out) {
+		t.Errorf("before it is there: %v", out)
+	}
+	decode[local.PluginInfo](t, "plugin", "add", module(t, "logprob_variance", "x.wasm"), "--name", "mine", "--state", state)
+	eventually("with the plugin", func(out map[string]any) bool {
+		metrics, _ := out["metrics"].(map[string]any)
+		return metrics["variance_loss:mean"] != nil
+	})
+	all := decode[map[string][]local.PluginInfo](t, "plugin", "list", "--state", state)["plugins"]
+	if !slices.ContainsFunc(all, func(i local.PluginInfo) bool { return i.Name == "mine" && i.Source == "folder" }) {
+		t.Errorf("listed: %+v", all)
+	}
+	decode[map[string]string](t, "plugin", "remove", "mine", "--state", state)
+	eventually("without the plugin", unknown)
+	p.stop()
+}
+
+// TestProgramDiesBesideServer: a command that is killed while it saves leaves nothing half, and the server forgets it.
+func TestProgramDiesBesideServer(t *testing.T) {
+	state := filepath.Join(t.TempDir(), "state")
+	here := serveState(t, state)
+	data := write(t, "d.jsonl", rows(64))
+	p := start(t, "train", "--state", state, "--model", tiny, "--data", data, "--out", filepath.Join(t.TempDir(), "a"),
+		"--rank", "64", "--batch-size", "1", "--steps", "100000", "--save-every", "1", "--keep-last", "0")
+	programs := func() int { return decode[server.Report](t, "ps", "--state", state).Server.Programs }
+	for end := time.Now().Add(time.Minute); len(decode[checkpointPage](t, "checkpoint", "list", "--state", state).Checkpoints) < 5; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal(p.said())
+		}
+	}
+	if n := programs(); n != 1 {
+		t.Errorf("%d programs work through the store, wanted 1", n)
+	}
+	p.Process.Kill()
+	p.wait()
+	for end := time.Now().Add(time.Minute); programs() != 0; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the server thinks that the program lives")
+		}
+	}
+	if damage := decode[map[string][]any](t, "checkpoint", "verify", "--state", state); len(damage["damage"]) > 0 {
+		t.Errorf("damage: %v", damage)
+	}
+	for _, c := range decode[checkpointPage](t, "checkpoint", "list", "--state", state).Checkpoints {
+		if c.Tensors == 0 {
+			t.Errorf("half of a checkpoint: %+v", c)
+		}
+	}
+	here.stop()
 }
