@@ -14,8 +14,11 @@ import (
 // saveExternal saves weights for other programs.
 func (s *Server) saveExternal(c *call) (any, error) {
 	var r wire.SaveWeightsExternalRequest
-	bad := s.read(c, &r)
-	return s.train(c, operation{model: r.ModelID, seq: r.SeqID, bad: bad}, func(p engine.Place) (*op, error) {
+	o, err := s.readOperation(c, &r)
+	if err != nil {
+		return nil, err
+	}
+	return s.train(c, o, func(p engine.Place) (*op, error) {
 		f, err := p.SaveWeightsExternal(r.Name, r.Options())
 		if err != nil {
 			return nil, err

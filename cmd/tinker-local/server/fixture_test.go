@@ -379,3 +379,65 @@ func eventually(t testing.TB, what string, so func() bool) {
 		}
 	}
 }
+
+func mustPath(t testing.TB, s string) api.Path {
+	t.Helper()
+	p, err := api.ParsePath(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// run is the engine's run behind a model's id.
+func (f *fixture) run(model string) *engine.Run {
+	f.t.Helper()
+	f.server.mu.Lock()
+	r := f.server.runs[model]
+	f.server.mu.Unlock()
+	made, err := r.made.Wait(background)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return made
+}
+
+// gate holds the device up: until it is opened, nothing that was not ready runs.
+type gate struct {
+	f    *fixture
+	open func()
+}
+
+// gated is a setting whose device waits at the gate while it loads test/ends, and with it everything else.
+func gated(change func(*setting)) (func(*setting), *gate) {
+	closed := make(chan struct{})
+	g := &gate{open: sync.OnceFunc(func() { close(closed) })}
+	return func(s *setting) {
+		s.Engine.Progress = func(model string, _, _ int64) {
+			if model == "test/ends" {
+				<-closed
+			}
+		}
+		if change != nil {
+			change(s)
+		}
+	}, g
+}
+
+// startGated starts a gated server.
+func startGated(t testing.TB, change func(*setting)) (*fixture, *gate) {
+	with, g := gated(change)
+	f := start(t, with)
+	g.f = f
+	t.Cleanup(g.open) // before the server ends
+	return f, g
+}
+
+// shut makes the device load test/ends, for a session of its own.
+func (g *gate) shut() {
+	g.f.t.Helper()
+	if _, err := g.f.engine.NewSession().NewSampler("test/ends"); err != nil {
+		g.f.t.Fatal(err)
+	}
+	eventually(g.f.t, "the device waits at the gate", func() bool { return g.f.engine.Status().Loading != nil })
+}

@@ -32,6 +32,9 @@ func (s *Server) readable(ctx context.Context, who string, p api.Path) (api.Chec
 
 func noCheckpoint(p api.Path) error { return api.Errorf(api.NotFound, "there is no checkpoint %v", p) }
 
+// noRunRecord is what the store says of a run that is not there: others' look the same.
+func noRunRecord(id string) error { return api.Errorf(api.NotFound, "there is no run %q", id) }
+
 // owned is the store and the path of a checkpoint that the call names and its caller owns.
 func (s *Server) owned(c *call) (api.Store, api.Path, error) {
 	p, err := pathOf(c)
@@ -126,7 +129,7 @@ func (s *Server) runInfo(c *call) (any, error) {
 			return nil, err
 		}
 		if len(page.Checkpoints) == 0 {
-			return nil, api.Errorf(api.NotFound, "there is no run %s", id)
+			return nil, noRunRecord(id)
 		}
 		r = r.Shared()
 	}
@@ -153,7 +156,7 @@ func (s *Server) runCheckpoints(c *call) (any, error) {
 			return nil, err
 		}
 		if r.Owner != c.owner {
-			return nil, api.Errorf(api.NotFound, "there is no run %s", id)
+			return nil, noRunRecord(id)
 		}
 	}
 	return wire.CheckpointsOf(page, nil), nil

@@ -10,15 +10,18 @@ import (
 // has lent their key.
 func (s *Server) loadWeights(c *call) (any, error) {
 	var r wire.LoadWeightsRequest
-	bad := s.read(c, &r)
-	var reader string
-	if bad == nil {
-		reader, bad = s.reader(c, r.AccessToken)
+	o, err := s.readOperation(c, &r)
+	if err != nil {
+		return nil, err
 	}
-	if r.ModelID == "" && bad == nil {
+	var reader string
+	if o.bad == nil {
+		reader, o.bad = s.reader(c, r.AccessToken)
+	}
+	if r.ModelID == "" && o.bad == nil {
 		return s.createFrom(c, &r, reader)
 	}
-	return s.train(c, operation{model: r.ModelID, seq: r.SeqID, bad: bad}, func(p engine.Place) (*op, error) {
+	return s.train(c, o, func(p engine.Place) (*op, error) {
 		f, err := p.LoadStateAs(reader, r.Path.String(), r.Optimizer)
 		if err != nil {
 			return nil, err

@@ -160,11 +160,14 @@ func (s *Server) unloadModel(c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.submit(order{id: id, session: model.session, start: func() (*op, error) {
+	out, err := s.submit(order{id: id, session: model.session, start: func() (*op, error) {
 		open.Close()
+		return endedOp(func() (reply, error) { return jsonReply(200, wire.UnloadModelResponse{ModelID: model.id}) }), nil
+	}})
+	if err == nil { // now that a repeat finds its request
 		s.mu.Lock()
 		s.dropRun(model)
 		s.mu.Unlock()
-		return endedOp(func() (reply, error) { return jsonReply(200, wire.UnloadModelResponse{ModelID: model.id}) }), nil
-	}})
+	}
+	return out, err
 }

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -31,6 +30,7 @@ type op struct {
 	asked     bool      // a client has asked for it
 	fetched   time.Time // first answered; zero: not yet
 	announced bool      // its size was told
+	spare     bool      // it is among its owner's kept
 }
 
 // opKey is how an op is found: others' ops are not there.
@@ -146,7 +146,10 @@ func (s *Server) admit(w order) error {
 		return errStopping
 	}
 	err := s.reserve(w, owner)
-	if err != nil && s.reap(owner) {
+	if err != nil && s.clear(owner, w.bytes) {
+		err = s.reserve(w, owner)
+	}
+	if err != nil && s.reap(owner) && s.clear(owner, w.bytes) {
 		err = s.reserve(w, owner)
 	}
 	return err
@@ -203,16 +206,68 @@ func (s *Server) forget(o *op) {
 	}
 	delete(s.ops, key)
 	delete(s.open, o)
+	if o.spare {
+		k := s.kept[o.owner]
+		k.bytes -= o.held
+		k.n--
+	}
 	s.release(o.sample && !o.settled, o.owner, o.held)
 }
 
-// reapEvery bounds how often an owner who has too much makes the server look for what can go.
+// kept are an owner's results that can go when there is need: those that were fetched, and of those that were not, the ones that nobody seems to wait for.
+type kept struct {
+	n, bytes int64
+	line     []*op // the oldest first; some are forgotten already
+}
+
+// keep puts a result that can go in line. s.mu is held.
+func (s *Server) keep(o *op) {
+	if o.spare || s.ops[opKey{o.owner, o.id}] != o {
+		return
+	}
+	o.spare = true
+	k := s.kept[o.owner]
+	if k == nil {
+		k = &kept{}
+		s.kept[o.owner] = k
+	}
+	k.line = append(k.line, o)
+	k.bytes += o.held
+	k.n++
+}
+
+// tidy drops the head of the line as far as it is forgotten. s.mu is held.
+func (s *Server) tidy(k *kept) {
+	for len(k.line) > 0 && s.ops[opKey{k.line[0].owner, k.line[0].id}] != k.line[0] {
+		k.line = k.line[1:]
+	}
+}
+
+// clear forgets what an owner can spare, the oldest first, until there is room for one op that holds so many bytes. Nothing goes, and it reports false, if
+// that would not be enough.
+func (s *Server) clear(owner string, bytes int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := s.kept[owner]
+	if k == nil || !s.places.fits(owner, 1, k.n) || !s.held.fits(owner, bytes, k.bytes) {
+		return false
+	}
+	for !s.places.fits(owner, 1, 0) || !s.held.fits(owner, bytes, 0) {
+		if s.tidy(k); len(k.line) == 0 {
+			return false
+		}
+		s.forget(k.line[0])
+	}
+	return true
+}
+
+// reapEvery bounds how often an owner who has too much makes the server look at everything.
 const reapEvery = 100 * time.Millisecond
 
-// spareAge is how old a result must be to be given up when its owner needs room and nobody has fetched it.
+// spareAge is how long nobody must have asked for a result that can go without having been fetched.
 const spareAge = 75 * time.Second
 
-// reap gives up results of an owner's that were fetched, or that nobody seems to wait for: the oldest quarter. It reports whether there may be room now.
+// reap looks for what has ended, failed or been left behind. It reports whether it did: not all the time.
 func (s *Server) reap(owner string) bool {
 	now := s.opt.Now()
 	s.mu.Lock()
@@ -225,23 +280,15 @@ func (s *Server) reap(owner string) bool {
 		s.settle(o)
 	}
 	s.dropFailed()
-	var spare []*op
+	var left []*op
 	for key, o := range s.ops {
-		if key.owner == owner && o.settled && (!o.fetched.IsZero() || now.Sub(o.polled) > spareAge) {
-			spare = append(spare, o)
+		if key.owner == owner && o.settled && now.Sub(o.polled) > spareAge {
+			left = append(left, o)
 		}
 	}
-	slices.SortFunc(spare, func(a, b *op) int {
-		if waited := a.fetched.IsZero(); waited != b.fetched.IsZero() {
-			if waited {
-				return 1
-			}
-			return -1
-		}
-		return cmp.Or(a.fetched.Compare(b.fetched), a.polled.Compare(b.polled))
-	})
-	for _, o := range spare[:(len(spare)+3)/4] {
-		s.forget(o)
+	slices.SortFunc(left, func(a, b *op) int { return a.polled.Compare(b.polled) })
+	for _, o := range left {
+		s.keep(o)
 	}
 	return true
 }

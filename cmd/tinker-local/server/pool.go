@@ -34,12 +34,23 @@ func (p *pool) take(owner string, n int64) bool {
 }
 
 func (p *pool) takeLocked(owner string, n int64) bool {
-	left, mine := p.limit-p.total-n, p.held[owner]
-	if left < 0 || p.fair && mine > 0 && mine+n > left {
+	if !p.fitsLocked(owner, n, 0) {
 		return false
 	}
 	p.add(owner, n)
 	return true
+}
+
+// fits says whether owner could take n after having given spare back.
+func (p *pool) fits(owner string, n, spare int64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.fitsLocked(owner, n, spare)
+}
+
+func (p *pool) fitsLocked(owner string, n, spare int64) bool {
+	left, mine := p.limit-p.total+spare-n, p.held[owner]-spare
+	return left >= 0 && !(p.fair && mine > 0 && mine+n > left)
 }
 
 // force gives n to owner also when that is not fair or more than there is, but never more than twice that.

@@ -68,6 +68,7 @@ func (s *Server) retrieveFuture(c *call) (any, error) {
 	}
 	if o.fetched.IsZero() {
 		o.fetched = s.opt.Now()
+		s.keep(o)
 	}
 	return out, nil
 }

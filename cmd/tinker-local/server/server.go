@@ -78,6 +78,7 @@ type Server struct {
 	samplers map[string]*sampler
 	ops      map[opKey]*op
 	open     map[*op]bool         // those that are not known to be done
+	kept     map[string]*kept     // of each owner
 	reaped   map[string]time.Time // when an owner's results were last looked through for what can go
 }
 
@@ -106,7 +107,7 @@ func New(o Options) *Server {
 		sessionPlaces: shared(lim.Sessions), runPlaces: shared(of.Runs), samplerPlaces: shared(lim.Samplers),
 		places: shared(lim.Ops), samples: shared(of.SampleRequests), held: newPool(lim.Held, fair),
 		sessions: map[string]*session{}, past: map[string]about{}, runs: map[string]*run{}, samplers: map[string]*sampler{},
-		ops: map[opKey]*op{}, open: map[*op]bool{}, reaped: map[string]time.Time{},
+		ops: map[opKey]*op{}, open: map[*op]bool{}, kept: map[string]*kept{}, reaped: map[string]time.Time{},
 	}
 	if st, ok := o.Engine.Checkpoints().(api.StateStore); ok && o.Admin != "" {
 		s.remote = remote.NewHandler(st)
@@ -228,6 +229,9 @@ func (s *Server) sweep(now time.Time) {
 			abandoned = append(abandoned, o)
 			s.forget(o) // a client that comes back is told to ask anew
 		}
+	}
+	for _, k := range s.kept {
+		s.tidy(k)
 	}
 	s.dropFailed()
 	for _, sess := range s.sessions {

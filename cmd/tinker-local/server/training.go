@@ -18,6 +18,16 @@ type operation struct {
 	bad   error // why the request cannot be done, or nil: its number is used up all the same, so that what follows does not wait for it
 }
 
+// readOperation reads a request for an operation. One that cannot be decoded still says which it is, if it says that much.
+func (s *Server) readOperation(c *call, r wire.Request) (o operation, err error) {
+	err = s.withBody(c, s.lim.SmallBody, func(body []byte) error {
+		o.bad = wire.DecodeRequest(body, r)
+		o.model, o.seq = wire.PlaceOf(body)
+		return nil
+	})
+	return o, err
+}
+
 // train submits an operation.
 func (s *Server) train(c *call, o operation, submit func(p engine.Place) (*op, error)) (any, error) {
 	if o.model == "" && o.bad != nil {
@@ -58,16 +68,15 @@ func (s *Server) forwardBackward(c *call) (any, error) {
 	default:
 		return nil, refuse(http.StatusUnsupportedMediaType, api.BadRequest, "the content type is %q, wanted %s or %s", c.Header.Get("Content-Type"), wire.Protobuf, wire.JSON)
 	}
-	var bad error
-	bytes := 0
+	var o operation
 	if err := s.withBody(c, s.lim.TrainingBody, func(body []byte) error {
-		r, bad = decode(body)
-		bytes = len(body)
+		r, o.bad = decode(body)
+		o.model, o.seq, o.bytes = r.ModelID, r.SeqID, len(body)
 		return nil
 	}); err != nil {
 		return nil, err
 	}
-	return s.train(c, operation{model: r.ModelID, seq: r.SeqID, bytes: bytes, bad: bad}, func(p engine.Place) (*op, error) {
+	return s.train(c, o, func(p engine.Place) (*op, error) {
 		do := p.ForwardBackward
 		if r.ForwardOnly {
 			do = p.Forward
@@ -102,8 +111,11 @@ func encodeOutput(out api.ForwardBackwardOutput, protobuf bool) (reply, error) {
 
 func (s *Server) optimStep(c *call) (any, error) {
 	var r wire.OptimStepRequest
-	bad := s.read(c, &r)
-	return s.train(c, operation{model: r.ModelID, seq: r.SeqID, bad: bad}, func(p engine.Place) (*op, error) {
+	o, err := s.readOperation(c, &r)
+	if err != nil {
+		return nil, err
+	}
+	return s.train(c, o, func(p engine.Place) (*op, error) {
 		f, err := p.OptimStep(r.API())
 		if err != nil {
 			return nil, err
@@ -114,8 +126,11 @@ func (s *Server) optimStep(c *call) (any, error) {
 
 func (s *Server) saveWeights(c *call) (any, error) {
 	var r wire.SaveWeightsRequest
-	bad := s.read(c, &r)
-	return s.train(c, operation{model: r.ModelID, seq: r.SeqID, bad: bad}, func(p engine.Place) (*op, error) {
+	o, err := s.readOperation(c, &r)
+	if err != nil {
+		return nil, err
+	}
+	return s.train(c, o, func(p engine.Place) (*op, error) {
 		f, err := p.SaveState(saveName(r.Name, r.SeqID), r.Options())
 		if err != nil {
 			return nil, err
@@ -138,9 +153,11 @@ func saveName(name string, seq int64) string {
 // saveForSampler saves weights under a name, or binds a copy of them to a sampling session of its own.
 func (s *Server) saveForSampler(c *call) (any, error) {
 	var r wire.SaveWeightsForSamplerRequest
-	bad := s.read(c, &r)
-	o := operation{model: r.ModelID, seq: r.SeqID, bad: bad}
-	if bad == nil && r.SessionSeqID != nil {
+	o, err := s.readOperation(c, &r)
+	if err != nil {
+		return nil, err
+	}
+	if o.bad == nil && r.SessionSeqID != nil {
 		return s.saveSamplingSession(c, o, *r.SessionSeqID)
 	}
 	return s.train(c, o, func(p engine.Place) (*op, error) {

@@ -34,6 +34,18 @@ func DecodeRequest(body []byte, r Request) error {
 	return nil
 }
 
+// PlaceOf says which operation of which model a body in JSON asks for, also when it cannot be decoded: "" and 0 when that cannot be read either.
+func PlaceOf(body []byte) (model string, seq int64) {
+	var r struct {
+		ModelID json.RawMessage `json:"model_id"`
+		SeqID   json.RawMessage `json:"seq_id"`
+	}
+	_ = json.Unmarshal(body, &r)
+	_ = json.Unmarshal(r.ModelID, &model)
+	_ = json.Unmarshal(r.SeqID, &seq)
+	return model, seq
+}
+
 // plain says in the words of JSON what encoding/json says in those of Go.
 func plain(err error) error {
 	var syntax *json.SyntaxError

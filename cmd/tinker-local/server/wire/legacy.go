@@ -92,9 +92,8 @@ func (r *forwardBackwardJSON) check() error {
 func DecodeForwardBackwardJSON(body []byte) (ForwardBackwardRequest, error) {
 	var r forwardBackwardJSON
 	if err := DecodeRequest(body, &r); err != nil {
-		var p placeJSON // clients write them behind the data
-		_ = json.Unmarshal(body, &p)
-		return ForwardBackwardRequest{ModelID: p.ModelID, SeqID: p.SeqID}.place(), err
+		model, seq := PlaceOf(body) // clients write them behind the data
+		return ForwardBackwardRequest{ModelID: model, SeqID: seq}.place(), err
 	}
 	out, err := r.decoded(spreadBudget(len(body)))
 	if err == nil {
@@ -104,12 +103,6 @@ func DecodeForwardBackwardJSON(body []byte) (ForwardBackwardRequest, error) {
 		return out.place(), at(err, "%s", r.name())
 	}
 	return out, nil
-}
-
-// placeJSON is what is read of a request whose data cannot be.
-type placeJSON struct {
-	ModelID string `json:"model_id"`
-	SeqID   int64  `json:"seq_id"`
 }
 
 func (r *forwardBackwardJSON) decoded(budget int) (ForwardBackwardRequest, error) {
