@@ -256,7 +256,11 @@ func TestArrival(t *testing.T) {
 		ids := make([]string, len(steps))
 		var mu sync.Mutex
 		var senders sync.WaitGroup
-		queue := make(chan int)
+		queue := make(chan int, len(arrivals))
+		for _, i := range arrivals {
+			queue <- i
+		}
+		close(queue)
 		for range 1 + rng.IntN(6) {
 			senders.Go(func() {
 				for i := range queue {
@@ -270,11 +274,10 @@ func TestArrival(t *testing.T) {
 				}
 			})
 		}
-		for _, i := range arrivals {
-			queue <- i
-		}
-		close(queue)
 		senders.Wait()
+		if t.Failed() {
+			t.FailNow()
+		}
 		for _, i := range rng.Perm(len(steps)) {
 			got := c.result(ids[i])
 			if steps[i].do == nil {

@@ -36,7 +36,7 @@ func (r ForwardBackwardRequest) place() ForwardBackwardRequest {
 }
 
 // DecodeForwardBackward reads a body of content type [Protobuf]. Nothing of the result points into body. With an error, the result has
-// the model's id and the request's number if those could be read: clients write them before the data.
+// the model's id and the request's number if those could be read.
 func DecodeForwardBackward(body []byte) (ForwardBackwardRequest, error) {
 	var r ForwardBackwardRequest
 	n, err := count(body, requestData)
@@ -44,7 +44,7 @@ func DecodeForwardBackward(body []byte) (ForwardBackwardRequest, error) {
 		err = checkDatums(n)
 	}
 	if err != nil {
-		return r, at(err, "forward_backward")
+		return placeOf(body), at(err, "forward_backward")
 	}
 	r.Input.Data = make([]api.Datum, 0, n)
 	budget := spreadBudget(len(body))
@@ -78,9 +78,24 @@ func DecodeForwardBackward(body []byte) (ForwardBackwardRequest, error) {
 		err = r.check()
 	}
 	if err != nil {
-		return r.place(), at(err, "forward_backward")
+		return placeOf(body), at(err, "forward_backward")
 	}
 	return r, nil
+}
+
+// placeOf is the place that a body names whose data cannot be read, as far as it is protobuf.
+func placeOf(body []byte) ForwardBackwardRequest {
+	var r ForwardBackwardRequest
+	_ = eachField(body, func(f field) error {
+		switch f.num {
+		case requestModelID:
+			_ = f.text("model_id", &r.ModelID)
+		case requestSeqID:
+			_ = f.integer("seq_id", &r.SeqID)
+		}
+		return nil
+	})
+	return r.place()
 }
 
 // check says what is wrong with a request that could be read.
