@@ -43,6 +43,9 @@ func (s *Server) remember(a about) {
 	if notes > maxNotes {
 		a.name, a.project, a.metadata = "", "", nil
 	}
+	if a.finish != nil && len(a.finish.Detail) > maxNotes {
+		a.finish = &wire.SessionFinish{Reason: a.finish.Reason}
+	}
 	s.past[a.id] = a
 	if len(s.past) <= s.lim.Sessions {
 		return

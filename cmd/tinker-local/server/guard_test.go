@@ -93,7 +93,7 @@ func TestKeysAsked(t *testing.T) {
 				public = r.public
 			}
 		}
-		r := c.ask(nobodys(names{session: "x", model: "x:train:0", sampler: "x:sample:0", op: "x:train:0:1", sampleOp: "x:sample:0:1", checkpoint: "a", samplerWeights: "b"}))
+		r := c.ask(nobodys(names{session: "x", model: "x:train:0", sampler: "x:sample:0", op: "x:train:0:1", sampleOp: "x:sample:0:1", checkpoint: "a", samplerWeights: "b", external: "c"}))
 		for _, wrong := range []string{"", "x", KeyPrefix, aliceKey + "x", aliceKey[:len(aliceKey)-1], strings.ToUpper(aliceKey), "Bearer " + aliceKey, strings.Repeat("k", 30000)} {
 			a := f.as(wrong).do(r.method, r.path, r.body)
 			if (a.status == 401) == public {
@@ -184,13 +184,16 @@ func TestMethods(t *testing.T) {
 	f := start(t, nil)
 	c := f.client()
 	for _, r := range table {
-		method, path, _ := strings.Cut(r.pattern, " ")
+		method, path, some := strings.Cut(r.pattern, " ")
+		if !some {
+			continue // every method
+		}
 		path = strings.NewReplacer("{", "", "}", "").Replace(path)
 		for _, wrong := range []string{"GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND", "GETT", "get"} {
 			known := false
 			for _, other := range table {
 				m, p, _ := strings.Cut(other.pattern, " ")
-				known = known || strings.NewReplacer("{", "", "}", "").Replace(p) == path && m == wrong
+				known = known || m == wrong && (strings.NewReplacer("{", "", "}", "").Replace(p) == path || p == "/api/v1/sessions/{session}" && path == "/api/v1/sessions/search")
 			}
 			if known {
 				continue

@@ -17,12 +17,11 @@ const (
 
 // names are what a request can name.
 type names struct {
-	session, model, sampler     string
-	op, sampleOp                string // request ids
-	checkpoint, samplerWeights  string // names
-	public                      string // name of a checkpoint that everybody may read
-	samplingSeq, modelSeq, seq  int
-	archiveQuery, pluginAllowed string
+	session, model, sampler              string
+	op, sampleOp                         string // request ids
+	checkpoint, samplerWeights, external string // names
+	samplingSeq, modelSeq, seq           int
+	archiveQuery, fileQuery              string // of links
 }
 
 func (n names) path(kind, name string) string {
@@ -86,6 +85,8 @@ var routeCases = []routeCase{
 	},
 	{pattern: "GET /api/v1/sessions/{session}/trace_export", ask: get(func(n names) string { return "/api/v1/sessions/" + n.session + "/trace_export" })},
 
+	{pattern: "POST /api/v1/sessions/search", ask: api1("POST", "sessions/search", object{}), nothing: true},
+
 	{
 		pattern: "POST /api/v1/create_model", future: true,
 		ask: post("create_model", func(n names) object { return createModel(n.session, n.modelSeq) }),
@@ -116,6 +117,12 @@ var routeCases = []routeCase{
 		pattern: "POST /api/v1/load_weights", future: true,
 		ask: post("load_weights", func(n names) object {
 			return object{"model_id": n.model, "seq_id": n.seq + 5, "path": n.tinker("weights", n.checkpoint), "optimizer": true}
+		}),
+	},
+	{
+		pattern: "POST /api/v1/save_weights_external", future: true,
+		ask: post("save_weights_external", func(n names) object {
+			return object{"model_id": n.model, "seq_id": n.seq + 6, "path": "other-programs"}
 		}),
 	},
 
@@ -156,6 +163,16 @@ var routeCases = []routeCase{
 		}),
 	},
 	{
+		pattern: "GET /api/v1/training_runs/{run}/checkpoints/{kind}/{name}/external_weights_urls",
+		ask:     get(func(n names) string { return n.path("external_weights", n.external) + "/external_weights_urls" }),
+	},
+	{
+		pattern: "GET /archive/{run}/{kind}/{name}/{file}", shared: true,
+		ask: get(func(n names) string {
+			return "/archive/" + n.model + "/external_weights/" + n.external + "/adapter_config.json?" + n.fileQuery
+		}),
+	},
+	{
 		pattern: "POST /api/v1/training_runs/{run}/checkpoints/{kind}/{name}/publish", status: 204,
 		ask: func(n names) request { return request{"POST", n.path("weights", n.checkpoint) + "/publish", nil} },
 	},
@@ -168,9 +185,22 @@ var routeCases = []routeCase{
 		ask: func(n names) request { return request{"DELETE", n.path("sampler_weights", n.samplerWeights), nil} },
 	},
 	{pattern: "POST /api/v1/unload_model", future: true, ask: post("unload_model", func(n names) object { return object{"model_id": n.model} })},
+	{
+		pattern: "POST /api/v1/sessions/{session}/finish", status: 204,
+		ask: func(n names) request {
+			return request{"POST", "/api/v1/sessions/" + n.session + "/finish", object{"reason": object{"type": "success"}}}
+		},
+	},
 	{pattern: "GET /api/v1/audit", ask: api1("GET", "audit", nil), nothing: true},
 	{pattern: "GET /api/v1/billing/usage/events", ask: api1("GET", "billing/usage/events", nil), nothing: true},
 
+	{pattern: "GET /api/v1/billing/usage/checkpoints/current", ask: api1("GET", "billing/usage/checkpoints/current", nil), nothing: true},
+
+	{pattern: "GET /local/v1/status", ask: get(func(names) string { return "/local/v1/status" }), nothing: true},
+	{
+		pattern: "/local/v1/store/", refused: "403 this is for the server's own command line", nothing: true,
+		ask: get(func(names) string { return "/local/v1/store/session" }),
+	},
 	{
 		pattern: "PUT /local/v1/plugins/{name}", refused: "403 modules cannot be uploaded", nothing: true,
 		ask: func(names) request { return request{"PUT", "/local/v1/plugins/loss", raw{body: []byte("module")}} },
@@ -193,7 +223,7 @@ func TestRouteCases(t *testing.T) {
 		if !seen[r.pattern] {
 			t.Errorf("%s has no case: say in routeCases how it is asked, so that it is known what it does with other owners' things", r.pattern)
 		}
-		if r.public && strings.Contains(r.pattern, "{") && r.pattern != "GET /archive/{run}/{kind}/{name}" {
+		if i := slices.IndexFunc(routeCases, func(c routeCase) bool { return c.pattern == r.pattern }); r.public && strings.Contains(r.pattern, "{") && !routeCases[i].shared {
 			t.Errorf("%s is public and names something", r.pattern)
 		}
 	}
@@ -212,7 +242,7 @@ func nobodys(n names) names {
 func furnish(c client, note string) names {
 	c.t.Helper()
 	s := c.post("create_session", object{"user_metadata": object{"note": note}, "project_id": note})["session_id"].(string)
-	n := names{session: s, checkpoint: "first-" + note, samplerWeights: "weights-" + note, samplingSeq: 20, modelSeq: 1, seq: 4}
+	n := names{session: s, checkpoint: "first-" + note, samplerWeights: "weights-" + note, external: "external-" + note, samplingSeq: 20, modelSeq: 1, seq: 5}
 	create := createModel(s, 0)
 	create["user_metadata"] = object{"note": note}
 	n.model = c.work("create_model", create)["model_id"].(string)
@@ -220,6 +250,7 @@ func furnish(c client, note string) names {
 	c.result(n.op)
 	c.work("save_weights", object{"model_id": n.model, "seq_id": 2, "path": n.checkpoint})
 	c.work("save_weights_for_sampler", object{"model_id": n.model, "seq_id": 3, "path": n.samplerWeights})
+	c.work("save_weights_external", object{"model_id": n.model, "seq_id": 4, "path": n.external})
 	n.sampler = c.baseSampler(s, 0)
 	n.sampleOp = c.submit("asample", sampleFrom(n.sampler, 0, 100))
 	return n
@@ -266,10 +297,13 @@ func TestOwners(t *testing.T) {
 		t.Errorf("alice's sample: %v", out)
 	}
 	for _, c := range routeCases {
-		if c.pattern == "GET /archive/{run}/{kind}/{name}" {
+		if c.shared {
 			link := alice.do("GET", hers.path("sampler_weights", hers.samplerWeights)+"/archive", nil).json()["url"].(string)
 			_, hers.archiveQuery, _ = strings.Cut(link, "?")
-			if a := bob.do("GET", c.ask(theirs).path+hers.archiveQuery, nil); a.status != http.StatusForbidden {
+			links := alice.do("GET", hers.path("external_weights", hers.external)+"/external_weights_urls", nil).json()["urls"].(object)
+			_, hers.fileQuery, _ = strings.Cut(links["adapter_config.json"].(string), "?")
+			theirs.archiveQuery, theirs.fileQuery = hers.archiveQuery, hers.fileQuery
+			if a := bob.do("GET", c.ask(theirs).path, nil); a.status != http.StatusForbidden {
 				t.Errorf("a link for another path: %v", a)
 			}
 		}
