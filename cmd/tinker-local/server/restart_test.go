@@ -90,11 +90,11 @@ func TestStop(t *testing.T) {
 	drained := make(chan error)
 	go func() { drained <- f.server.Drain(background) }()
 	eventually(t, "new work is refused", func() bool {
-		a := c.do("POST", "/api/v1/optim_step", optimStep(m, 5))
+		a := c.do("POST", "/api/v1/create_session", object{})
 		return a.status == 503 && strings.Contains(string(a.body), "the server is being stopped")
 	})
 	for name, body := range map[string]object{
-		"create_session": {}, "create_model": createModel(s, 1), "asample": sampleFrom(p, 1, 2),
+		"optim_step": optimStep(m, 5), "create_model": createModel(s, 1), "asample": sampleFrom(p, 1, 2),
 		"save_weights": {"model_id": m, "seq_id": 5, "path": "x"},
 	} {
 		if a := c.do("POST", "/api/v1/"+name, body); a.status != 503 {
