@@ -48,7 +48,7 @@ func (a *app) group(c *cobra.Command, subs []func(*app) *cobra.Command) *cobra.C
 
 // models finds base models where the flags say.
 func (a *app) models() local.Models {
-	return local.Models{Dir: a.opt.Models, HubCache: a.opt.HubCache}
+	return local.Models{Dir: a.opt.Models, HubCache: a.opt.HubCache, Paths: a.opt.Paths}
 }
 
 // printJSON writes v as one JSON object.

@@ -57,7 +57,7 @@ func serveCommand(a *app) *cobra.Command {
 	fl := c.Flags()
 	fl.StringVar(&f.listen, "listen", "127.0.0.1:8000", "address and port; port 0 takes a free one")
 	fl.StringVar(&f.keyFile, "key-file", "", "file with lines of an owner and a key")
-	fl.StringArrayVar(&f.models, "model", nil, "load this base model before the server is ready, and keep it; may be repeated")
+	fl.StringArrayVar(&f.models, "model", nil, "load this base model before the server is ready, and keep it; a name, or the path of a folder; may be repeated")
 	fl.StringVar(&f.publicURL, "public-url", "", "where clients reach the server, for download links; as their requests say when not given")
 	fl.StringVar(&f.tlsCert, "tls-cert", "", "certificate (PEM); with --tls-key, HTTPS is served")
 	fl.StringVar(&f.tlsKey, "tls-key", "", "private key of the certificate (PEM)")
@@ -85,6 +85,7 @@ func (a *app) serve(ctx context.Context, f serveFlags) (err error) {
 	if err != nil {
 		return err
 	}
+	a.opt.Paths = append([]string{}, f.models...) // clients name models; a path is the operator's to give
 	log := f.log(a)
 	state, err := a.ownState(ctx, log)
 	if err != nil {

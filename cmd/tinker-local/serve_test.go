@@ -185,3 +185,38 @@ func TestServeInMemory(t *testing.T) {
 	}
 	p.stop()
 }
+
+// TestServeNoPaths: a client cannot have a folder of the server's disk opened, or learn whether it is there; one that the operator names, it can.
+func TestServeNoPaths(t *testing.T) {
+	folder := func(name string) string {
+		dir, err := filepath.Abs(filepath.Join("..", "..", "engine", "model", "testdata", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return dir
+	}
+	named, other := folder("qwen2"), folder("llama")
+	state := filepath.Join(t.TempDir(), "state")
+	p := serveState(t, state, "--model", named)
+	session := p.post(state, "create_session", map[string]any{"sdk_version": "0.25.0"})["session_id"]
+	n := 0
+	create := func(model string) string {
+		n++
+		out := p.post(state, "create_model", map[string]any{"session_id": session, "model_seq_id": n, "base_model": model, "lora_config": map[string]any{"rank": 2}, "type": "create_model"})
+		text, err := json.Marshal(p.post(state, "retrieve_future", map[string]any{"request_id": out["request_id"]}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	if out := create(named); !strings.Contains(out, `"model_id"`) {
+		t.Errorf("the operator's: %s", out)
+	}
+	there, missing := create(other), create("/no/such/folder")
+	if want := `there is no model \"` + other; !strings.Contains(there, want) {
+		t.Errorf("a folder that is there: %s", there)
+	}
+	if strings.ReplaceAll(there, other, "X") != strings.ReplaceAll(missing, "/no/such/folder", "X") {
+		t.Errorf("the answers tell whether a folder is there: %s and %s", there, missing)
+	}
+}

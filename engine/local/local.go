@@ -22,9 +22,10 @@ import (
 
 // Options say what the machine is to be used for. The zero value serves the embedded model on the best device.
 type Options struct {
-	Models string // folder of ORG/NAME folders; "": only the embedded model, paths and the hub cache
-	Device string // "auto" (or ""), "cpu", "cpu:VARIANT" (of its kernels: portable, avx2), "cuda", "cuda:N"
-	DType  string // how base weights are kept: "auto" (or ""), "float32", "bfloat16"
+	Models string   // folder of ORG/NAME folders; "": only the embedded model, paths and the hub cache
+	Paths  []string // the only paths that name models; nil: all do. See Models.Paths
+	Device string   // "auto" (or ""), "cpu", "cpu:VARIANT" (of its kernels: portable, avx2), "cuda", "cuda:N"
+	DType  string   // how base weights are kept: "auto" (or ""), "float32", "bfloat16"
 	Limits engine.Limits
 	State  string // folder of the checkpoint store, made if it is not there; "": checkpoints are kept in memory until Close
 
@@ -62,7 +63,7 @@ func Open(ctx context.Context, o Options) (_ *engine.Engine, err error) {
 		return nil, err
 	}
 	e, err := engine.Open(ctx, engine.Options{
-		Device: dev, Models: Models{Dir: o.Models, HubCache: o.HubCache}, Limits: o.Limits, Store: weights,
+		Device: dev, Models: Models{Dir: o.Models, HubCache: o.HubCache, Paths: o.Paths}, Limits: o.Limits, Store: weights,
 		Checkpoints: checkpoints, Losses: &lazyLosses{state: o.State, log: o.Log},
 		Detokenizer: detokenizer, Progress: o.Progress, Log: o.Log,
 	})

@@ -167,3 +167,33 @@ func TestFacts(t *testing.T) {
 		t.Errorf("no token is %q", got)
 	}
 }
+
+// TestPaths: who serves others says which paths name models; the rest of the disk is not there.
+func TestPaths(t *testing.T) {
+	yes, no := filepath.Join("..", "model", "testdata", "qwen2"), filepath.Join("..", "model", "testdata", "llama")
+	m := Models{Paths: []string{yes, "Org/Name"}}
+	for _, name := range []string{no, yes + "/.", "/etc", "", "."} {
+		_, err := m.Open(name)
+		if api.CodeOf(err) != api.NotFound || !strings.Contains(err.Error(), "there is no model") || strings.Contains(err.Error(), "config.json") {
+			t.Errorf("open %q: %v", name, err)
+		}
+		if _, err := m.Describe(name); api.CodeOf(err) != api.NotFound {
+			t.Errorf("describe %q: %v", name, err)
+		}
+		if _, err := m.TokenizerDir(name, ""); api.CodeOf(err) != api.NotFound {
+			t.Errorf("tokenizer of %q: %v", name, err)
+		}
+	}
+	src, err := m.Open(yes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	src.Close()
+	if got, want := m.List(), []string{yes, TinyModel}; !slices.Equal(got, want) {
+		t.Errorf("listed: %v, wanted %v", got, want)
+	}
+	if src, err = (Models{}).Open(no); err != nil {
+		t.Fatal(err)
+	}
+	src.Close()
+}

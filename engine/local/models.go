@@ -23,6 +23,9 @@ var tinyFiles embed.FS
 type Models struct {
 	Dir      string // "": only the embedded model, paths and the hub cache
 	HubCache string // see DefaultHubCache; "": not looked into
+
+	// Paths, if not nil, are the only paths that are names, for those who serve others: a client must not choose what is opened.
+	Paths []string
 }
 
 // Source says where a model was found.
@@ -63,6 +66,9 @@ func (m Models) Open(name string) (*hf.Checkpoint, error) {
 	if m.HubCache != "" {
 		places += ", nor with its weights in the hub cache " + m.HubCache
 	}
+	if m.Paths != nil { // others are asking
+		return nil, api.Errorf(api.NotFound, "there is no model %q; known: %s", name, strings.Join(m.List(), ", "))
+	}
 	hint := ""
 	if _, _, ok := splitName(name); ok {
 		hint = "; download it with: tinker-local model pull " + name
@@ -79,7 +85,7 @@ func (m Models) find(name string) (Found, bool) {
 	if dir, ok := m.below(name); ok {
 		return Found{name, InFolder, dir}, true
 	}
-	if isModel(name) {
+	if (m.Paths == nil || slices.Contains(m.Paths, name)) && isModel(name) {
 		return Found{name, ByPath, name}, true
 	}
 	if dir, ok := m.cached(name); ok {
@@ -97,8 +103,8 @@ func (m Models) List() []string {
 	return names
 }
 
-// Found lists the embedded model, every ORG/NAME folder below Dir, and the models of the hub cache that Dir
-// does not have, sorted by name.
+// Found lists the embedded model, every ORG/NAME folder below Dir, the models of the hub cache that Dir
+// does not have, and those of Paths, sorted by name.
 func (m Models) Found() []Found {
 	list := []Found{{Name: TinyModel, Source: Embedded}}
 	seen := map[string]bool{TinyModel: true}
@@ -115,6 +121,12 @@ func (m Models) Found() []Found {
 	}
 	for _, f := range m.cachedModels() {
 		if !seen[f.Name] {
+			list = append(list, f)
+		}
+	}
+	for _, name := range m.Paths {
+		if f, ok := m.find(name); ok && f.Source == ByPath && !seen[name] {
+			seen[name] = true
 			list = append(list, f)
 		}
 	}
