@@ -33,7 +33,7 @@ static int32_t dpo(tl_request *r) {
 }
 
 TL_PLUGIN(
-    "{\"name\":\"dpo\",\"version\":\"1.0.1\",\"license\":\"Apache-2.0\","
+    "{\"name\":\"dpo\",\"version\":\"1.0.2\",\"license\":\"Apache-2.0\","
     "\"summary\":\"Direct preference optimisation (arXiv 2305.18290, eq. 7), mean over pairs. Datums 2i and 2i+1 are the chosen and the rejected answer; "
     "weights mark the answer's tokens, ref_logprobs are the reference model's. margin (of the chosen datum) is subtracted from the difference of rewards.\","
     "\"scope\":\"group\",\"grouping\":{\"by\":\"consecutive\",\"size\":2},"

@@ -47,7 +47,7 @@ static int32_t kto(tl_request *r) {
 }
 
 TL_PLUGIN(
-    "{\"name\":\"kto\",\"version\":\"1.0.1\",\"license\":\"Apache-2.0\","
+    "{\"name\":\"kto\",\"version\":\"1.0.2\",\"license\":\"Apache-2.0\","
     "\"summary\":\"Kahneman-Tversky optimisation (arXiv 2402.01306, eq. 8), mean over labelled datums. label 1 is a desirable answer, 0 an undesirable one, "
     "-1 a prompt with another prompt's answer: those only estimate the reference point z0, which is 0 without them.\","
     "\"scope\":\"batch\","

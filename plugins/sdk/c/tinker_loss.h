@@ -287,9 +287,9 @@ TL_NO_INLINE double tl_sigmoid(double x) {
 /* ---- losses of sequence scores ---- */
 
 /* TL_OPAQUE hides from the compiler where a value comes from, and keeps such places in order. Fast loops need it, since engines translate
- * a module as it is written: they have good code for plain operations on vectors, but not for the shuffles, selections and 64-bit shifts
- * that compilers make of conversions and comparisons. TL_FAR is for a pointer that the turn of a loop begins with: what is read first is
- * its farthest pair, and the nearer ones are at constant distances, so an engine checks one address. */
+ * a module as it is written, and what compilers make of conversions of half vectors is worse for them than the plain operations. TL_FAR
+ * is for a pointer that the turn of a loop begins with: what is read first is its farthest pair, and the nearer ones are at constant
+ * distances, so an engine checks one address. */
 #ifdef __wasm__
 #define TL_OPAQUE(x) __asm__ volatile("" : "+r"(x))
 #define TL_FAR(p, pair) do { TL_OPAQUE(p); tl_pair((p) + (pair)); } while (0)
@@ -306,54 +306,54 @@ static inline tl_f64x2 tl_pair(const float *p) {
   return __builtin_convertvector(__builtin_shufflevector((tl_f32x4)bits, (tl_f32x4)bits, 0, 1), tl_f64x2);
 }
 
-/* tl_add is sum + w * x, without the x whose w is zero. */
-static inline tl_f64x2 tl_add(tl_f64x2 sum, tl_f64x2 w, tl_f64x2 x, tl_f64x2 zero) {
-  tl_i64x2 counts = (tl_i64x2)(w != zero);
-  TL_OPAQUE(counts);
-  sum += (tl_f64x2)((tl_i64x2)(w * x) & counts);
-  TL_OPAQUE(sum);
-  return sum;
-}
-
 /* tl_add_8 adds w * (lp - ref) of eight tokens to four pairs of sums; referred says whether there is a ref. */
-static inline __attribute__((always_inline)) void tl_add_8(tl_f64x2 *sum, const float *lp, const float *ref, const float *w, int referred, tl_f64x2 zero) {
-#define TL_TWO(j) sum[j] = tl_add(sum[j], tl_pair(w + 2 * j), referred ? tl_pair(lp + 2 * j) - tl_pair(ref + 2 * j) : tl_pair(lp + 2 * j), zero);
+static inline __attribute__((always_inline)) void tl_add_8(tl_f64x2 *sum, const float *lp, const float *ref, const float *w, int referred) {
+#define TL_TWO(j)                                                                                                      \
+  sum[j] += tl_pair(w + 2 * j) * (referred ? tl_pair(lp + 2 * j) - tl_pair(ref + 2 * j) : tl_pair(lp + 2 * j)); \
+  TL_OPAQUE(sum[j]);
   TL_TWO(0) TL_TWO(1) TL_TWO(2) TL_TWO(3)
 #undef TL_TWO
 }
 
+/* tl_score_of_some is tl_score token by token, in the same order. */
+TL_NO_INLINE double tl_score_of_some(const float *lp, const float *ref, const float *w, uint32_t n) {
+  double sum[8] = {0, 0, 0, 0, 0, 0, 0, 0}, rest = 0;
+  for (uint32_t i = 0; i < n; i++)
+    if (w[i] != 0) *(i < (n & ~7u) ? &sum[i & 7] : &rest) += (double)w[i] * ((double)lp[i] - (ref ? (double)ref[i] : 0));
+  return ((sum[0] + sum[2]) + (sum[4] + sum[6])) + ((sum[1] + sum[3]) + (sum[5] + sum[7])) + rest;
+}
+
 /* tl_score is the sum over n tokens of w * (lp - ref), in float64; ref may be NULL. Tokens of weight 0 may hold anything,
- * infinities too. Eight running sums, so that the order is fixed and the adds overlap. */
+ * infinities too: they are left out when the sum with them is not finite, else they make no difference. Eight running sums,
+ * so that the order is fixed and the adds overlap. */
 TL_NO_INLINE double tl_score(const float *lp, const float *ref, const float *w, uint32_t n) {
-  tl_f64x2 zero = {0, 0};
-  tl_f64x2 sum[4] = {zero, zero, zero, zero};
+  tl_f64x2 sum[4] = {{0, 0}, {0, 0}, {0, 0}, {0, 0}};
   uint32_t i = 0;
-  TL_OPAQUE(zero);
   if (ref) {
     for (; i + 16 <= n; i += 16) {
       const float *a = lp + i, *b = ref + i, *c = w + i;
       TL_FAR(a, 14);
       TL_FAR(b, 14);
       TL_FAR(c, 14);
-      tl_add_8(sum, a, b, c, 1, zero);
-      tl_add_8(sum, a + 8, b + 8, c + 8, 1, zero);
+      tl_add_8(sum, a, b, c, 1);
+      tl_add_8(sum, a + 8, b + 8, c + 8, 1);
     }
-    if (i + 8 <= n) tl_add_8(sum, lp + i, ref + i, w + i, 1, zero), i += 8;
+    if (i + 8 <= n) tl_add_8(sum, lp + i, ref + i, w + i, 1), i += 8;
   } else {
     for (; i + 16 <= n; i += 16) {
       const float *a = lp + i, *c = w + i;
       TL_FAR(a, 14);
       TL_FAR(c, 14);
-      tl_add_8(sum, a, NULL, c, 0, zero);
-      tl_add_8(sum, a + 8, NULL, c + 8, 0, zero);
+      tl_add_8(sum, a, NULL, c, 0);
+      tl_add_8(sum, a + 8, NULL, c + 8, 0);
     }
-    if (i + 8 <= n) tl_add_8(sum, lp + i, NULL, w + i, 0, zero), i += 8;
+    if (i + 8 <= n) tl_add_8(sum, lp + i, NULL, w + i, 0), i += 8;
   }
   double rest = 0;
-  for (; i < n; i++)
-    if (w[i] != 0) rest += (double)w[i] * ((double)lp[i] - (ref ? (double)ref[i] : 0));
+  for (; i < n; i++) rest += (double)w[i] * ((double)lp[i] - (ref ? (double)ref[i] : 0));
   tl_f64x2 all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-  return all[0] + all[1] + rest;
+  double score = all[0] + all[1] + rest;
+  return score - score == 0 ? score : tl_score_of_some(lp, ref, w, n);
 }
 
 /* tl_spread writes the weights of a score's tokens, given its derivative: out = -dloss/dscore * w. */
