@@ -22,7 +22,7 @@ func (s *Server) clientConfig(c *call) (any, error) {
 		return nil, err
 	}
 	yes, no := true, false
-	return wire.ClientConfig{UsePyqwestTransport: &no, ProtoRequests: &yes, CreateViaLoad: &yes, ChunkDatums: chunkDatums, ChunkBytes: chunkBytes}, nil
+	return wire.ClientConfig{UsePyqwestTransport: &no, ProtoRequests: &yes, CreateViaLoad: &yes, TellOfSamples: &yes, JoinSamplingSession: &yes, ChunkDatums: chunkDatums, ChunkBytes: chunkBytes}, nil
 }
 
 func (s *Server) dynamicConfig(c *call) (any, error) {

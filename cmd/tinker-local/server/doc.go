@@ -18,6 +18,7 @@
 //	sampling.go   sampling sessions and asample
 //	op.go         accepted work until its result has been fetched
 //	retrieve.go   retrieve_future
+//	completions.go retrieve_futures: which samples of a client have ended
 //	listing.go    runs and checkpoints, as the REST client and the CLI read them
 //	usage.go      what checkpoints take
 //	archive.go    downloads of checkpoints by signed links

@@ -1,6 +1,8 @@
 package server
 
 import (
+	"fmt"
+
 	"tinkerlocal/cmd/tinker-local/server/wire"
 	"tinkerlocal/engine"
 	"tinkerlocal/engine/api"
@@ -40,6 +42,20 @@ func (s *Server) reader(c *call, token string) (string, error) {
 		return "", api.Errorf(api.BadRequest, "weights_access_token is not a key of this server")
 	}
 	return lender, nil
+}
+
+// createCustomLoss refuses a loss: see [wire.CreateCustomLossRequest].
+func (s *Server) createCustomLoss(c *call) (any, error) {
+	var r wire.CreateCustomLossRequest
+	if err := s.read(c, &r); err != nil {
+		return nil, err
+	}
+	sess, err := s.session(c, r.SessionID)
+	if err != nil {
+		return nil, err
+	}
+	id := fmt.Sprintf("%s:loss:%d", sess.id, r.SeqID)
+	return s.submit(order{id: id, session: sess, start: func() (*op, error) { return nil, r.Refusal() }})
 }
 
 // createFrom makes a model with the weights of a checkpoint. Its number is that of create_model: a repeat of either gets the first one's result.

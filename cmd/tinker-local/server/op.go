@@ -16,12 +16,15 @@ type op struct {
 	owner   string
 	session *session // it is alive when the op is asked for
 	work    work
-	sample  bool // it is cancelled when nobody waits for it
+	sample  bool     // it is cancelled when nobody waits for it
+	sampler *sampler // that a sample is of
+	client  int64    // of the sampling session, that a sample is for
 	reply   wire.Future
 
 	// result is the answer to retrieve_future, and size about how many bytes it takes here, once the work is done.
 	result func(protobuf bool) (reply, error)
 	size   func() int64
+	failed func() bool // the work has, once it is done
 
 	// guarded by Server.mu
 	held      int64     // bytes of Server.held that are its
@@ -64,6 +67,10 @@ func newOp[T any](f *engine.Future[T], size func(T) int64, encode func(v T, prot
 			}
 			return smallResult + size(v)
 		},
+		failed: func() bool {
+			_, err := f.Wait(context.Background())
+			return err != nil
+		},
 	}
 }
 
@@ -76,6 +83,10 @@ func asJSON[T any](convert func(T) any) func(T, bool) (reply, error) {
 func endedOp(result func() (reply, error)) *op {
 	return &op{
 		work: ended{}, result: func(bool) (reply, error) { return result() }, size: func() int64 { return smallResult },
+		failed: func() bool {
+			_, err := result()
+			return err != nil
+		},
 	}
 }
 
@@ -94,6 +105,8 @@ type order struct {
 	session *session // whose it is
 	bytes   int64    // that it will hold
 	sample  bool
+	sampler *sampler    // of a sample
+	client  int64       // that a sample is for
 	waited  func() bool // others wait for it and hold what it needs; nil: none do
 	start   func() (*op, error)
 }
@@ -126,6 +139,7 @@ func (s *Server) submit(w order) (any, error) {
 		o = endedOp(func() (reply, error) { return reply{}, err })
 	}
 	o.id, o.owner, o.session, o.sample, o.held = w.id, owner, w.session, w.sample, w.bytes
+	o.sampler, o.client = w.sampler, w.client
 	o.reply.RequestID = w.id
 	s.mu.Lock()
 	defer s.mu.Unlock()

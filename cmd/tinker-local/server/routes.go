@@ -46,11 +46,15 @@ var table = []route{
 	{"POST /api/v1/save_weights_external", (*Server).saveExternal, false},
 	{"POST /api/v1/load_weights", (*Server).loadWeights, false},
 
+	{"POST /api/v1/create_custom_loss", (*Server).createCustomLoss, false},
+
 	{"POST /api/v1/create_sampling_session", (*Server).createSamplingSession, false},
+	{"POST /api/v1/join_sampling_session", (*Server).joinSamplingSession, false},
 	{"GET /api/v1/samplers/{sampler}", (*Server).samplerInfo, false},
 	{"POST /api/v1/asample", (*Server).sample, false},
 
 	{"POST /api/v1/retrieve_future", (*Server).retrieveFuture, false},
+	{"POST /api/v1/retrieve_futures", (*Server).retrieveFutures, false},
 	{"POST /api/v1/cancel_future", (*Server).cancelFuture, false},
 
 	{"POST /api/v1/weights_info", (*Server).weightsInfo, false},

@@ -18,6 +18,10 @@ type sampler struct {
 	made    *engine.Future[*engine.Sampler]
 	base    string
 	path    string // of the checkpoint; "": the bare base, or a copy of a run's weights
+
+	// guarded by Server.mu
+	joined  int64            // clients beside the first
+	watches map[int64]*watch // by client
 }
 
 func samplerID(sess *session, n int64) string { return fmt.Sprintf("%s:sample:%d", sess.id, n) }
@@ -44,6 +48,7 @@ func (s *Server) addSampler(p *sampler) {
 		s.samplerPlaces.give(p.session.owner, 1)
 		return
 	}
+	p.watches = map[int64]*watch{}
 	p.session.samplers[p.id], s.samplers[p.id] = p, p
 }
 
@@ -156,7 +161,7 @@ func (s *Server) sample(c *call) (any, error) {
 	id := fmt.Sprintf("%s:%d", p.id, r.SeqID)
 	p.session.placing.Lock() // samples have no place in an order that would tell repeats
 	defer p.session.placing.Unlock()
-	return s.submit(order{id: id, session: p.session, sample: true, bytes: s.sampleBytes(p, in), start: func() (*op, error) {
+	out, err := s.submit(order{id: id, session: p.session, sample: true, sampler: p, client: r.Client(), bytes: s.sampleBytes(p, in), start: func() (*op, error) {
 		if limit := s.engine.Limits().SamplesPerRequest; in.NumSamples > limit { // also while nothing can be drawn yet: each has an id
 			return nil, api.Errorf(api.BadRequest, "num_samples is %d, wanted 1..%d", in.NumSamples, limit)
 		}
@@ -169,6 +174,10 @@ func (s *Server) sample(c *call) (any, error) {
 		}
 		return o, nil
 	}})
+	if err == nil {
+		s.watched(p, r.Client(), id)
+	}
+	return out, err
 }
 
 // guessedContext is the context of a model of which nothing is known yet.
@@ -250,7 +259,7 @@ func (s *Server) startSample(p *sampler, in api.SampleRequest, t *wire.Targets) 
 		w.out, w.err = out, err
 		close(w.done)
 	}()
-	return &op{work: w, size: func() int64 { return smallResult + sizeOfSample(w.out) }, result: func(protobuf bool) (reply, error) {
+	return &op{work: w, size: func() int64 { return smallResult + sizeOfSample(w.out) }, failed: func() bool { return w.err != nil }, result: func(protobuf bool) (reply, error) {
 		if w.err != nil {
 			return reply{}, w.err
 		}

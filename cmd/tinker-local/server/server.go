@@ -234,6 +234,7 @@ func (s *Server) sweep(now time.Time) {
 		s.tidy(k)
 	}
 	s.dropFailed()
+	s.dropWatches(now)
 	for _, sess := range s.sessions {
 		if now.Sub(sess.seen) > s.lim.SessionIdle {
 			s.log.Info("session closed: its client is silent", "session", sess.id, "owner", sess.owner, "since", sess.seen)

@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"tinkerlocal/engine/api"
 )
@@ -161,6 +162,15 @@ var views = map[string]struct {
 	"save_weights_external": {func() Request { return &SaveWeightsExternalRequest{} }, func(r Request) any {
 		q := r.(*SaveWeightsExternalRequest)
 		return object{"model_id": q.ModelID, "seq_id": q.SeqID, "name": q.Name, "ttl": q.Options().TTL.Seconds()}
+	}},
+	"join_sampling_session": {func() Request { return &JoinSamplingSessionRequest{} }, func(r Request) any { return object{"id": r.(*JoinSamplingSessionRequest).SamplingSessionID} }},
+	"retrieve_futures": {func() Request { return &RetrieveFuturesRequest{} }, func(r Request) any {
+		q := r.(*RetrieveFuturesRequest)
+		return object{"id": q.Target.SamplingSessionID, "client": q.Target.Client, "cursor": q.Cursor, "wait": q.Wait(25 * time.Second).Seconds(), "retrieved": q.Retrieved}
+	}},
+	"create_custom_loss": {func() Request { return &CreateCustomLossRequest{} }, func(r Request) any {
+		q := r.(*CreateCustomLossRequest)
+		return object{"id": q.SessionID, "seq_id": q.SeqID, "name": q.Name}
 	}},
 	"finish": {func() Request { return &FinishSessionRequest{} }, func(r Request) any {
 		f := r.(*FinishSessionRequest).Finish()

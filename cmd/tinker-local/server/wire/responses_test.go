@@ -143,7 +143,7 @@ func jsonResponses() []struct {
 	class string
 	value any
 } {
-	no := false
+	yes, no := true, false
 	path := api.Path{Run: "S1:train:0", Kind: api.KindState, Name: "x"}
 	sampler := api.Path{Run: "S1:train:0", Kind: api.KindSampler, Name: "final"}
 	when := time.Date(2026, 11, 27, 22, 0, 0, 0, time.FixedZone("", 3600))
@@ -156,7 +156,7 @@ func jsonResponses() []struct {
 		class string
 		value any
 	}{
-		{"ClientConfigResponse", ClientConfig{UsePyqwestTransport: &no, ChunkDatums: 100}},
+		{"ClientConfigResponse", ClientConfig{UsePyqwestTransport: &no, ChunkDatums: 100, TellOfSamples: &yes, JoinSamplingSession: &yes, CreateViaLoad: &yes}},
 		{"ClientDynamicConfigResponse", ClientDynamicConfig{RefreshSeconds: 60}},
 		{"CreateSessionResponse", CreateSessionResponse{SessionID: "S", WarningMessage: "w"}},
 		{"SessionHeartbeatResponse", Heartbeat()},
@@ -185,6 +185,8 @@ func jsonResponses() []struct {
 		{"AuditLogResponse", NoAudit()},
 		{"BillingUsageResponse", NoBilling()},
 		{"Checkpoint", CheckpointOf(external)},
+		{"JoinSamplingSessionResponse", JoinedSamplingSession(3)},
+		{"FuturesRetrieveResponse", RetrieveFuturesResponse{[]Completion{CompletionOf("a", false), CompletionOf("b", true)}, 7}},
 		{"SaveWeightsExternalResponseInternal", ExternalSaved(external)},
 		{"ExternalWeightsUrlsResponse", ExternalURLsResponse{map[string]string{"a": "http://localhost/a"}, when.UTC()}},
 		{"SessionSearchResponse", SessionSearchResponse{[]SessionSummary{

@@ -26,6 +26,8 @@ type ClientConfig struct {
 	ConcurrentSamples    int   `json:"sample_max_concurrent_requests,omitempty"`
 	SampleStuckDetection *bool `json:"sample_enable_stuck_detection,omitempty"` // true: a client gives up after 2 hours without any progress
 	CreateViaLoad        *bool `json:"create_model_via_load_weights,omitempty"` // false. true: see LoadWeightsRequest.SessionID
+	TellOfSamples        *bool `json:"sample_use_retrieve_futures,omitempty"`   // false. true (since 0.38): one retrieve_futures for all samples of a client, instead of a poll for each
+	JoinSamplingSession  *bool `json:"sample_join_sampling_session,omitempty"`  // false. true (since 0.38): copies of a sampling client ask for their number
 	ProtoRequests        *bool `json:"proto_write_fwdbwd,omitempty"`            // SDKs before 0.25: protobuf bodies of forward_backward
 }
 

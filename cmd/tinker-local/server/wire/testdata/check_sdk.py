@@ -59,7 +59,7 @@ def find(name):
     """A class by its name; some live beside the public ones."""
     if hasattr(types, name):
         return getattr(types, name)
-    for module in ("try_again_response", "request_failed_response", "telemetry_response", "session_heartbeat_response", "health_response", "save_weights_for_sampler_response",
+    for module in ("try_again_response", "request_failed_response", "telemetry_response", "session_heartbeat_response", "health_response", "futures_retrieve_response", "save_weights_for_sampler_response",
                    "_pydantic_types.save_weights_external_response"):
         try:
             found = getattr(__import__("tinker.types." + module, fromlist=["x"]), name, None)

@@ -199,6 +199,16 @@ add("result", "retrieve_future", dumped(types.FutureRetrieveRequest(request_id="
 if NEWEST:
     from tinker.types.session_status_query import ActiveSessionStatusQuery, ClientFinishedSessionStatusQuery
 
+    from tinker.types.futures_retrieve_request import FuturesRetrieveRequest, SamplingSessionFuturesTarget
+
+    add("join", "join_sampling_session", dumped(types.JoinSamplingSessionRequest(sampling_session_id="S:sample:0")), {"id": "S:sample:0"})
+    target = SamplingSessionFuturesTarget(sampling_session_id="S:sample:0", cloned_sampler_id=3)
+    add("ends", "retrieve_futures", dumped(FuturesRetrieveRequest(target=target)), {"id": "S:sample:0", "client": 3, "cursor": 0, "wait": 25, "retrieved": []})
+    add("ends, at once", "retrieve_futures", dumped(FuturesRetrieveRequest(target=target, prev_cursor=9, timeout=0, retrieved_request_ids=["a", "b"])),
+        {"id": "S:sample:0", "client": 3, "cursor": 9, "wait": 0, "retrieved": ["a", "b"]})
+    add("custom loss", "create_custom_loss", dumped(types.CreateCustomLossRequest(session_id="S", custom_loss_seq_id=2, name="f", inputs=[types.CustomLossInput(name="logprobs", rank=1)], graph=types.CustomLossGraph(
+        nodes=[types.CustomLossNode(op="placeholder", name="logprobs", target="logprobs"), types.CustomLossNode(op="output", name="output", target="output", args=[{"ref": "logprobs"}])]))),
+        {"id": "S", "seq_id": 2, "name": "f"})
     add("finish", "finish", b'{"reason":{"type":"errored"},"detail":"no luck"}', {"reason": "errored", "detail": "no luck"})
     add("search for all", "sessions/search", dumped(types.SessionSearchRequest()), {"session": "", "name": "", "metadata": {}, "projects": None, "owner": "own", "urns": None, "statuses": None, "limit": 50, "cursor": None})
     add("search", "sessions/search", dumped(types.SessionSearchRequest(
