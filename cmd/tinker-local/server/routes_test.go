@@ -136,6 +136,17 @@ var routeCases = []routeCase{
 	{pattern: "POST /api/v1/asample", future: true, ask: post("asample", func(n names) object { return sampleFrom(n.sampler, 99, 2) })},
 
 	{pattern: "POST /api/v1/retrieve_future", ask: post("retrieve_future", func(n names) object { return object{"request_id": n.op} })},
+	{
+		pattern: "POST /api/v1/retrieve_futures",
+		ask: post("retrieve_futures", func(n names) object {
+			return object{"target": object{"type": "sampling_session", "sampling_session_id": n.sampler}, "timeout": 0}
+		}),
+	},
+	{pattern: "POST /api/v1/join_sampling_session", ask: post("join_sampling_session", func(n names) object { return object{"sampling_session_id": n.sampler} })},
+	{
+		pattern: "POST /api/v1/create_custom_loss", // its work fails: see TestCreateCustomLoss
+		ask:     post("create_custom_loss", func(n names) object { return object{"session_id": n.session, "custom_loss_seq_id": 0, "name": "f"} }),
+	},
 	{pattern: "POST /api/v1/cancel_future", ask: post("cancel_future", func(n names) object { return object{"request_id": n.sampleOp} })},
 
 	{
