@@ -150,6 +150,10 @@ func readLimits(p *C.tinker_limits) (engine.Limits, error) {
 		}
 		*f.to = int(f.from)
 	}
+	if c.kept_forwards < -1 {
+		return l, bad("limits: kept_forwards is %d, wanted -1 (none), 0 (the default) or more", int64(c.kept_forwards))
+	}
+	l.KeptForwards = int(c.kept_forwards)
 	l.LossTime, l.HoldWait = milliseconds(c.loss_ms), milliseconds(c.hold_ms)
 	return l, nil
 }
@@ -195,6 +199,7 @@ func tinkergo_engine_info(h C.uint64_t, out **C.char) C.int32_t {
 				"datums_per_op": l.DatumsPerOp, "tokens_per_op": l.TokensPerOp, "sample_requests": l.SampleRequests,
 				"samples_per_request": l.SamplesPerRequest, "topk_prompt_logprobs": l.TopKPromptLogProbs, "stop_strings": l.StopStrings,
 				"stop_bytes": l.StopBytes, "loss_ms": l.LossTime.Milliseconds(), "hold_ms": l.HoldWait.Milliseconds(), "holds": l.Holds,
+				"kept_forwards": max(l.KeptForwards, -1),
 			},
 			"bases":   e.Counters(),
 			"process": map[string]any{"heap_bytes": heap[0].Value.Uint64(), "goroutines": runtime.NumGoroutine()},

@@ -29,6 +29,7 @@ type watched struct {
 	free   int64               // what Info says; 0: the device's
 	fault  atomic.Pointer[any] // what the next SwiGLU does: returns an error, or panics
 	skip   atomic.Int64        // how many SwiGLU calls come before it
+	halt   atomic.Bool         // the next optimiser step panics when it has changed the weights
 }
 
 func (w *watched) Info() kernels.Info {
@@ -104,6 +105,14 @@ func (f faulty) SwiGLU(h, gu kernels.Tensor) error {
 		panic(*p)
 	}
 	return f.Ops.SwiGLU(h, gu)
+}
+
+func (f faulty) AdamW(a kernels.AdamWArgs) error {
+	err := f.Ops.AdamW(a)
+	if f.w.halt.Swap(false) {
+		panic("half-way")
+	}
+	return err
 }
 
 func (w *watched) failNext(what any) { w.fault.Store(&what) }
@@ -313,7 +322,6 @@ func TestSampleBesideTapes(t *testing.T) {
 	for i := range 10 {
 		data = append(data, datum(i, 20))
 	}
-	const ropes = 2 * 1024 * 5 * 4 // the rotation's tables, which no plan counts
 	sampled := 0
 	for limit := int64(300_000); limit < 1_600_000; limit += 35_000 {
 		dev := &watched{Device: device(t)}

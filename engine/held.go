@@ -124,7 +124,7 @@ func (p Place) Backward(h *Held, weights [][]float32) (*Future[api.ForwardBackwa
 func (r *Run) roomToHold() error {
 	n := 0
 	for _, h := range r.e.helds {
-		if h.run == r {
+		if h.run == r && !h.isGuess() {
 			n++
 		}
 	}

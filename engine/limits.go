@@ -74,6 +74,15 @@ type Limits struct {
 	// fraction of it, and one that has gone away keeps memory from nobody, since tapes are given up when it is short.
 	HoldWait time.Duration
 
+	// KeptForwards is how many forwards of a run may keep their activations for a backward that may follow: see
+	// [Run.Forward]. Default 64; negative: none. What they keep is given back as soon as anybody needs the memory, an
+	// optim_step or a load ends it, and HoldWait bounds it. A forward keeps them only if they fit into half of the memory
+	// that is free, and if it does not share its batch with other runs, which it prefers unless its run has had a match. At first four of a run
+	// do; more when a match shows that more would have been of use. A run that only evaluates is found out: after 16 forwards
+	// without a match, or twice as many as there were before one so far, nothing is kept until there is a match again. The first custom loss
+	// after that costs its forward twice.
+	KeptForwards int
+
 	// Holds is how many a run may have open. Default 64: each keeps its batch on the host.
 	Holds int
 }
@@ -91,6 +100,9 @@ func (l Limits) withDefaults() Limits {
 		if *f.v <= 0 {
 			*f.v = f.def
 		}
+	}
+	if l.KeptForwards == 0 {
+		l.KeptForwards = 64
 	}
 	if l.GapWait <= 0 {
 		l.GapWait = 30 * time.Second

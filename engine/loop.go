@@ -227,6 +227,9 @@ func (e *Engine) turn(r *Run) {
 	en := r.current
 	r.base.touch()
 	st, err := guard(en.name, en.task.step)
+	if err != nil && en.kind == queue.Barrier {
+		e.forgetGuesses(r, 0) // nobody knows how far it came with the weights
+	}
 	if err != nil || st == done {
 		e.finish(r, en, err)
 	}

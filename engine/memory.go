@@ -2,6 +2,7 @@ package engine
 
 import (
 	"math"
+	"slices"
 
 	"tinkerlocal/engine/api"
 )
@@ -33,8 +34,8 @@ func (e *Engine) need(what string, bytes int64, b *base) error {
 	return nil
 }
 
-// makeRoom gives up what can be made again until bytes fit for b's work, or nothing is left: first what nobody misses, that is buffers that
-// other bases keep for their next batch and key/value pools without a sampler; then tapes of holds, the oldest first, which are a
+// makeRoom gives up what can be made again until bytes fit for b's work, or nothing is left: first what nobody misses, that is what forwards
+// keep for a backward that may never come, buffers that other bases keep for their next batch, and key/value pools without a sampler; then tapes of holds, the oldest first, which are a
 // forward each; then bases that nobody uses, which are a load each. It returns the room there is then.
 func (e *Engine) makeRoom(b *base, bytes int64) int64 {
 	room := e.trim(b, bytes)
@@ -52,6 +53,16 @@ func (e *Engine) makeRoom(b *base, bytes int64) int64 {
 // trim gives up what nobody misses.
 func (e *Engine) trim(b *base, bytes int64) int64 {
 	room := e.room(b)
+	for _, h := range slices.Clone(e.helds) {
+		if bytes <= room {
+			return room
+		}
+		if h.isGuess() {
+			e.forget(h)
+			h.run.base.model.Trim()
+			room = e.room(b)
+		}
+	}
 	for _, name := range sortedNames(e.bases) {
 		if bytes <= room {
 			break
@@ -97,6 +108,7 @@ func (e *Engine) idlest(b *base) (x *base) {
 
 // idleBytes is about what unload can give.
 func (e *Engine) idleBytes(b *base) (n int64) {
+	n = e.guessBytes()
 	for _, x := range e.bases {
 		if x.batch != nil && x.samplers == 0 {
 			n += x.kvBytes

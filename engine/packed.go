@@ -2,6 +2,7 @@ package engine
 
 import (
 	"errors"
+	"math"
 	"slices"
 	"time"
 
@@ -69,20 +70,29 @@ func (h packed) differentiate(weights [][]float32) error {
 }
 
 // mixes reports whether the pass may share a batch.
-func (p *pass) mixes() bool { return p.hold == nil && !p.alone && (p.perDatum || !p.backward) }
+func (p *pass) mixes() bool {
+	switch {
+	case p.hold != nil || p.alone:
+		return false
+	case p.backward:
+		return p.perDatum && p.run.e.guessOf(p) == nil
+	}
+	return !p.keep && (p.digest == nil || !p.run.guesses.sure)
+}
 
 // join adds the datums that come next in passes of other runs, as many as the limits allow, in the order of their turns.
 func (e *Engine) join(parts []part, pl *plan) []part {
 	p, now := parts[0].p, e.opt.Now()
 	room := e.room(p.run.base)
+	if guesses := e.guessBytes(); guesses > 0 && room < math.MaxInt64 {
+		room += guesses - guesses/8 // see Engine.room
+		defer func() { e.trim(p.run.base, pl.bytes) }()
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, r := range e.turns.Members() {
-		if r == p.run || r.base != p.run.base {
-			continue
-		}
-		q := r.passAhead(now)
-		if q == nil || q.backward != p.backward || !q.mixes() || q.next == len(q.items) {
+		q := r.joinable(p, now)
+		if q == nil {
 			continue
 		}
 		c := part{q, q.next, q.next}
@@ -104,6 +114,26 @@ func (e *Engine) join(parts []part, pl *plan) []part {
 		}
 	}
 	return parts
+}
+
+// joinable is the run's pass that could share a batch with p now, or nil. e.mu is held.
+func (r *Run) joinable(p *pass, now time.Time) *pass {
+	if r == p.run || r.base != p.run.base {
+		return nil
+	}
+	q := r.passAhead(now)
+	if q == nil || q.backward != p.backward || !q.mixes() || q.next == len(q.items) {
+		return nil
+	}
+	return q
+}
+
+// company reports whether another run has a pass that could share a batch with p.
+func (e *Engine) company(p *pass) bool {
+	now := e.opt.Now()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.ContainsFunc(e.turns.Members(), func(r *Run) bool { return r.joinable(p, now) != nil })
 }
 
 // passAhead is the pass that the run is at or would start next, when it can go on now. e.mu is held.
@@ -137,7 +167,7 @@ func (e *Engine) runParts(parts []part, pl plan) error {
 		if p.next > 0 {
 			continue
 		}
-		if _, err := guard(p.entry.name, func() (struct{}, error) { return struct{}{}, p.begin() }); err != nil {
+		if _, err := guard(p.entry.name, func() (struct{}, error) { return struct{}{}, p.begin(true) }); err != nil {
 			e.finish(p.run, p.entry, err)
 			parts = slices.Delete(parts, i, i+1)
 			i--
@@ -191,7 +221,7 @@ func (e *Engine) tryParts(parts []part, pl plan) ([]error, error) {
 	}
 	failures := make([]error, len(parts))
 	switch p := parts[0].p; {
-	case p.keep && !p.perDatum: // alone
+	case p.keep && (!p.perDatum || !p.backward): // alone
 		p.tapes = append(p.tapes, h)
 		kept = true
 	case p.keep:

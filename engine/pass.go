@@ -33,6 +33,7 @@ type pass struct {
 	perDatum bool
 	hold     func(*pass, error) // instead of a future
 	alone    bool               // it shares no batch: one that it shared has failed
+	digest   *digest            // of a forward that may keep its activations, and of a backward that may take them
 
 	next      int // datums whose log-probabilities are known
 	back      int // datums whose gradient is in the adapter's op gradient
@@ -53,6 +54,7 @@ type evaluation struct {
 }
 
 func newPass(r *Run, in api.ForwardBackwardInput, l loss.Loss, backward bool, f *Future[api.ForwardBackwardOutput], en *entry) (task, error) {
+	plain := l == nil && in.LossFn == loss.CrossEntropy && !backward && r.e.guessing()
 	if l == nil {
 		var err error
 		if l, err = r.e.opt.Losses.Loss(in.LossFn); err != nil {
@@ -68,6 +70,13 @@ func newPass(r *Run, in api.ForwardBackwardInput, l loss.Loss, backward bool, f 
 	}
 	p.future, p.data, p.loss, p.config, p.backward = f, in.Data, l, in.LossConfig, backward
 	_, p.perDatum = l.(loss.PerDatum)
+	if plain && r.e.guessing() {
+		r.forwards.Store(true)
+	}
+	if plain || backward && r.forwards.Load() {
+		d := digestOf(p.items, p.shapes)
+		p.digest = &d
+	}
 	return p, nil
 }
 
@@ -92,8 +101,11 @@ func newItems(r *Run, data []api.Datum, en *entry) (*pass, error) {
 func (p *pass) step() (status, error) {
 	switch {
 	case p.next == 0:
-		if err := p.begin(); err != nil {
+		if err := p.begin(false); err != nil {
 			return done, err
+		}
+		if p.next > 0 {
+			return more, nil // the forward was there already
 		}
 		fallthrough
 	case p.next < len(p.items):
@@ -108,8 +120,8 @@ func (p *pass) step() (status, error) {
 	return p.finish()
 }
 
-// begin puts the run's adapter to the data and clears the op gradient.
-func (p *pass) begin() error {
+// begin puts the run's adapter to the data and clears the op gradient. shared says that the first micro-batch is shared.
+func (p *pass) begin(shared bool) error {
 	for i := range p.items {
 		p.items[i].Adapter = p.run.adapter.Weights
 	}
@@ -118,7 +130,19 @@ func (p *pass) begin() error {
 		p.recompute, p.keep = p.planKept()
 		return p.run.roomToHold()
 	case !p.backward:
+		if !shared {
+			p.guess()
+		}
 		return nil
+	}
+	if p.digest != nil {
+		if err := p.take(); err != nil {
+			return err
+		}
+	}
+	switch {
+	case p.next > 0:
+		p.keep = true
 	case p.perDatum:
 		p.keep = true
 	default:
@@ -135,6 +159,14 @@ func (p *pass) restart() {
 
 // forward runs one micro-batch forward, and with a per-datum loss backward too.
 func (p *pass) forward() (status, error) {
+	if p.keep && p.digest != nil && !p.backward {
+		pl, ok := p.keptOn()
+		if ok {
+			return more, p.run.e.runParts([]part{{p, p.next, pl.hi}}, pl)
+		}
+		p.dropTapes()
+		p.keep = false
+	}
 	pl, err := p.plan(p.next, p.keep)
 	if len(p.tapes) > 0 && (pl.wait || err != nil && apiError(err).Code == api.OutOfMemory) {
 		// The memory went elsewhere. Two operations that hold tapes must not wait for each other: this one gives its own
@@ -186,6 +218,9 @@ func (p *pass) evaluate() (status, error) {
 	if p.perDatum {
 		out, err := p.eval(e.ctx, 0, len(p.items))
 		p.out, p.known = out, true
+		if p.back < len(p.items) {
+			copy(p.weights, out.Weights) // of a forward that was there already
+		}
 		return more, err
 	}
 	if p.result != nil {
@@ -302,6 +337,12 @@ func (p *pass) end(err error) {
 	if p.hold != nil {
 		p.hold(p, err)
 		return
+	}
+	if p.digest != nil && !p.backward && err == nil {
+		p.run.guesses.note(*p.digest, p.run.e.lim.KeptForwards)
+		if p.keep {
+			p.run.e.newGuess(p)
+		}
 	}
 	p.dropTapes()
 	if err != nil {

@@ -214,12 +214,7 @@ func (b *barrier[T]) step() (_ status, err error) {
 	r := b.run
 	before := r.adapter.Version
 	b.value, err = b.do()
-	if now := r.adapter.Version; now != before {
-		r.e.endHelds(r, api.Errorf(api.Stale, "the hold is stale: it has version %d of the weights, the run has %d", before, now))
-	}
-	r.e.mu.Lock()
-	r.version, r.step = r.adapter.Version, r.adapter.Step
-	r.e.mu.Unlock()
+	r.changed(before)
 	return done, err
 }
 

@@ -18,6 +18,7 @@ type plan struct {
 	recompute int // layers of which only the input is kept
 	bytes     int64
 	wait      bool // it fits when other operations have released their tapes
+	short     bool // memory ended it, or will, not the limit of tokens
 }
 
 // size is what decides how much memory a packed batch takes.
@@ -39,10 +40,11 @@ func (pl *plan) measure(b *base) {
 func (p *pass) plan(lo int, keep bool) (plan, error) {
 	e, b := p.run.e, p.run.base
 	room := e.room(b)
-	if e.idleBytes(b) > 0 {
-		room = e.unload(b, p.cut(lo, math.MaxInt64, keep).bytes)
-	}
 	pl := p.cut(lo, room, keep)
+	if pl.short && e.idleBytes(b) > 0 {
+		room = e.unload(b, p.cut(lo, math.MaxInt64, keep).bytes)
+		pl = p.cut(lo, room, keep)
+	}
 	if pl.bytes > room {
 		room = e.makeRoom(b, pl.bytes)
 		pl = p.cut(lo, room, keep)
@@ -76,7 +78,11 @@ func (p *pass) cut(lo int, room int64, keep bool) plan {
 		pl := last
 		pl.add(p.items[hi], p.run.lora.Rank)
 		pl.measure(p.run.base)
-		if hi > lo && (pl.tokens > p.run.e.lim.MicroBatchTokens || pl.bytes > room) {
+		if hi > lo && pl.tokens > p.run.e.lim.MicroBatchTokens {
+			break
+		}
+		if pl.short = pl.bytes > room; pl.short && hi > lo {
+			last.short = true
 			break
 		}
 		last, last.hi = pl, hi+1
@@ -89,36 +95,45 @@ func (p *pass) cut(lo int, room int64, keep bool) plan {
 // their down projections and the head again; so only when not even the layers' inputs fit is nothing kept, ok
 // false, and the forward run twice.
 func (p *pass) planKept() (recompute int, ok bool) {
-	e, b := p.run.e, p.run.base
-	var batches []plan
+	e, b, batches := p.run.e, p.run.base, p.batches()
+	room := e.room(b)
+	if idle := e.idleBytes(b); idle > 0 && room < math.MaxInt64 {
+		if n, ok := p.fewest(batches, room+idle); ok {
+			room = e.unload(b, p.total(batches, n))
+		}
+	}
+	return p.fewest(batches, room)
+}
+
+// batches cuts the whole pass into micro-batches of the limit's size.
+func (p *pass) batches() []plan {
+	var out []plan
 	pl := plan{keep: true}
 	for i, it := range p.items {
 		if i > 0 && pl.tokens+len(it.Tokens) > p.run.e.lim.MicroBatchTokens {
-			batches = append(batches, pl)
+			out = append(out, pl)
 			pl = plan{keep: true}
 		}
 		pl.add(it, p.run.lora.Rank)
 	}
-	batches = append(batches, pl)
-	layers := b.info.Spec.Layers
-	total := func(recompute int) (n int64) {
-		for _, pl := range batches {
-			pl.recompute = recompute
-			pl.measure(b)
-			n += pl.bytes
-		}
-		return n
+	return append(out, pl)
+}
+
+// total is what the tapes of micro-batches take side by side.
+func (p *pass) total(batches []plan, recompute int) (bytes int64) {
+	for _, pl := range batches {
+		pl.recompute = recompute
+		pl.measure(p.run.base)
+		bytes += pl.bytes
 	}
-	fewest := func(room int64) int {
-		return sort.Search(layers, func(n int) bool { return total(n) <= room })
-	}
-	room := e.room(b)
-	if idle := e.idleBytes(b); idle > 0 && room < math.MaxInt64 {
-		if n := fewest(room + idle); n < layers {
-			room = e.unload(b, total(n))
-		}
-	}
-	if recompute = fewest(room); recompute == layers {
+	return bytes
+}
+
+// fewest is how few layers must be recomputed for the tapes to fit into room; ok is false when they never do.
+func (p *pass) fewest(batches []plan, room int64) (recompute int, ok bool) {
+	layers := p.run.base.info.Spec.Layers
+	recompute = sort.Search(layers, func(n int) bool { return p.total(batches, n) <= room })
+	if recompute == layers {
 		return 0, false
 	}
 	return recompute, true

@@ -98,13 +98,15 @@ func (l *loading) step() (status, error) {
 		e.log.Warn("the checkpoint is of another base model", "path", x.c.Path.String(), "base", x.c.BaseModel, "run", r.id, "run_base", r.base.info.Name)
 	}
 	var err error
+	before := r.adapter.Version
 	if l.optimizer {
 		err = r.adapter.Restore(x.w, x.m, x.v, x.c.Step)
 	} else {
 		err = r.adapter.Load(x.w, api.LoraAlpha/float64(r.lora.Rank))
 	}
+	r.changed(before)
 	e.mu.Lock()
-	r.version, r.step, r.plugins = r.adapter.Version, r.adapter.Step, slices.Clone(x.c.Plugins)
+	r.plugins = slices.Clone(x.c.Plugins)
 	e.mu.Unlock()
 	if err != nil {
 		return done, fmt.Errorf("load %v: %w", x.c.Path, err)

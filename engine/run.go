@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"tinkerlocal/engine/api"
@@ -24,6 +25,7 @@ type Run struct {
 	lora     api.LoraConfig
 	metadata map[string]string
 	bytes    int64
+	guesses  guesses    // see guess.go
 	back     background // what is written and read for the run; see save.go
 
 	// guarded by e.mu
@@ -34,6 +36,8 @@ type Run struct {
 	version int64
 	step    int64
 	plugins []api.PluginRecord
+
+	forwards atomic.Bool // it was asked for forwards that may keep something; any goroutine
 
 	asked    time.Time // when the last operation was
 	recorded time.Time // asked, as the store has it or will have it soon
@@ -207,7 +211,7 @@ func (e *Engine) newRun(s *Session, id string, req api.CreateModelRequest, seed,
 	}
 	r := &Run{
 		e: e, session: s, id: id, base: b, adapter: a, lora: a.Config, metadata: req.UserMetadata,
-		bytes: bytes, line: queue.NewLine[*entry](e.lim.queue(first)),
+		bytes: bytes, guesses: guesses{want: firstGuesses}, line: queue.NewLine[*entry](e.lim.queue(first)),
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -264,6 +268,10 @@ func (r *Run) ForwardBackwardCustom(data []api.Datum, l loss.Loss, config map[st
 func (r *Run) Hold(data []api.Datum) (*Future[*Held], error) { return r.place().Hold(data) }
 
 // Forward computes log-probabilities and loss of a batch. It never touches the gradient.
+//
+// A forward of cross_entropy may be the first half of a client's custom loss. So it keeps its activations, while
+// nobody else wants the memory, for a later ForwardBackward of the run with the same sequences and targets, whatever its
+// loss and weights, which then runs only its backward, to the same bits: see Limits.KeptForwards for when it does, and what it costs.
 func (r *Run) Forward(in api.ForwardBackwardInput) (*Future[api.ForwardBackwardOutput], error) {
 	return r.place().Forward(in)
 }

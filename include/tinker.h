@@ -152,8 +152,9 @@ typedef struct tinker_limits {
   int64_t loss_ms;
   int64_t hold_ms;
   int64_t holds;
+  int64_t kept_forwards; /* of a run, whose activations wait for a backward of the same batch; -1: none */
 } tinker_limits;
-#define TINKER_LIMITS_INIT {sizeof(tinker_limits), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define TINKER_LIMITS_INIT {sizeof(tinker_limits), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 
 enum { TINKER_LOG_DEBUG = -4, TINKER_LOG_INFO = 0, TINKER_LOG_WARN = 4, TINKER_LOG_ERROR = 8 };
 

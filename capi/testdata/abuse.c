@@ -202,6 +202,7 @@ static void structs(tinker_session *session) {
   o.log_fd = -1;
   BAD(tinker_engine_open(&o, &engine));
   o.log_fd = 0;
+  limits.kept_forwards = -2;
   limits.runs = -1;
   o.limits = &limits;
   BAD(tinker_engine_open(&o, &engine));

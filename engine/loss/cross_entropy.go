@@ -7,6 +7,9 @@ import (
 	"tinkerlocal/engine/api"
 )
 
+// CrossEntropy is the name of the loss whose weights the caller gives.
+const CrossEntropy = "cross_entropy"
+
 // crossEntropy is L = sum -w*logprob with arbitrary weights; missing weights are ones.
 type crossEntropy struct{}
 

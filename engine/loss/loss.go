@@ -67,7 +67,7 @@ func Check(l Loss, data []api.Datum, config map[string]float64) error {
 
 // builtin is the table of built-in losses. Their names, inputs, defaults and keys are the hosted service's.
 var builtin = map[string]Loss{
-	"cross_entropy":       crossEntropy{},
+	CrossEntropy:          crossEntropy{},
 	"importance_sampling": importanceSampling,
 	"ppo":                 ppo,
 	"cispo":               cispo,
