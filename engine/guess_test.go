@@ -63,7 +63,7 @@ func clientLoss(t testing.TB, r *engine.Run, chunks ...[]api.Datum) (out [2][]ap
 	return out
 }
 
-func total(e *engine.Engine) (w model.Work) {
+func allWork(e *engine.Engine) (w model.Work) {
 	for _, c := range e.Counters() {
 		w = w.Add(c.Total())
 	}
@@ -109,9 +109,9 @@ func TestClientLoss(t *testing.T) {
 						o.Limits.KeptForwards = kept
 					})
 					r := newRun(t, e.NewSession(), base, 3)
-					before := total(e)
+					before := allWork(e)
 					out := clientLoss(t, r, c.chunks...)
-					work := total(e).Sub(before)
+					work := allWork(e).Sub(before)
 					outs = append(outs, fmt.Sprint(out))
 					grads = append(grads, step(t, r))
 					if kept < 0 {
@@ -141,15 +141,15 @@ func TestClientLossSteps(t *testing.T) {
 	}
 	f, err := r.Forward(batch(chunks[0]...))
 	wait(t, f, err)
-	forward := total(e).Forward // of one chunk
+	forward := allWork(e).Forward // of one chunk
 	for i, want := range []int64{10, 7, 7, 7, 7} {
 		for range 2 * i { // evaluations
 			f, err := r.Forward(batch(datum(100+i, 10)))
 			wait(t, f, err)
 		}
-		before := total(e)
+		before := allWork(e)
 		clientLoss(t, r, chunks...)
-		if n := total(e).Sub(before).Forward / forward; n != want {
+		if n := allWork(e).Sub(before).Forward / forward; n != want {
 			t.Errorf("step %d: %d forwards, wanted %d", i, n, want)
 		}
 		step(t, r)
@@ -160,9 +160,9 @@ func TestClientLossSteps(t *testing.T) {
 			f, err := r.Forward(batch(datum(200+i, 10)))
 			wait(t, f, err)
 		}
-		before := total(e)
+		before := allWork(e)
 		clientLoss(t, r, chunks...)
-		if n := total(e).Sub(before).Forward / forward; n != want {
+		if n := allWork(e).Sub(before).Forward / forward; n != want {
 			t.Errorf("after a long evaluation: %d forwards, wanted %d", n, want)
 		}
 	}
@@ -225,7 +225,7 @@ func TestGuessWrong(t *testing.T) {
 		pass(r, data...) // a second time
 		f2, err := r.OptimStep(adam(0.01))
 		text = append(text, fmt.Sprint(wait(t, f2, err)))
-		return text, total(e)
+		return text, allWork(e)
 	}
 	want, plain := program(-1)
 	got, work := program(0)
@@ -297,7 +297,7 @@ func TestGuessRandom(t *testing.T) {
 				})
 			}
 			clients.Wait()
-			return text, grads, total(e)
+			return text, grads, allWork(e)
 		}
 		want, weights, plain := run(-1, 0)
 		for _, memory := range []int64{0, 900_000, 600_000} {
@@ -337,7 +337,7 @@ func TestGuessGivesWay(t *testing.T) {
 				t.Fatalf("%d forwards keep something", n)
 			}
 		}
-		before := total(e)
+		before := allWork(e)
 		evaluate(a)
 		f, err := b.ForwardBackward(batch(datum(1, 190), datum(2, 190))) // one batch, or nothing recomputed, with all the memory
 		wait(t, f, err)
@@ -354,7 +354,7 @@ func TestGuessGivesWay(t *testing.T) {
 				break
 			}
 		}
-		work[kept] = total(e).Sub(before)
+		work[kept] = allWork(e).Sub(before)
 	}
 	if work[0] != work[-1] {
 		t.Errorf("computed %+v, without anything kept %+v", work[0], work[-1])
@@ -470,10 +470,10 @@ func TestGuessShares(t *testing.T) {
 		data[i] = weighted(data[i], wait(t, f, err))
 	}
 	last := newRun(t, e.NewSession(), "small", 78)
-	before := total(e)
+	before := allWork(e)
 	f, err := other.Forward(batch(datum(9, 3)))
 	wait(t, f, err)
-	forward := total(e).Sub(before).Forward
+	forward := allWork(e).Sub(before).Forward
 	dev.mu.Lock()
 	var futures []*engine.Future[api.ForwardBackwardOutput]
 	queue := func(f *engine.Future[api.ForwardBackwardOutput], err error) {
@@ -490,12 +490,12 @@ func TestGuessShares(t *testing.T) {
 	for i, r := range runs {
 		queue(r.ForwardBackward(batch(data[i]...)))
 	}
-	before = total(e)
+	before = allWork(e)
 	dev.mu.Unlock()
 	for _, f := range futures {
 		wait(t, f, nil)
 	}
-	if n := total(e).Sub(before).Forward; n > 2*forward {
+	if n := allWork(e).Sub(before).Forward; n > 2*forward {
 		t.Errorf("computed %d products forward, those of another run are %d", n, 2*forward)
 	}
 }
