@@ -19,6 +19,9 @@ type call struct {
 	*http.Request
 	w     http.ResponseWriter
 	owner string
+
+	fingerprint string // of the key that it came with
+
 	admin bool     // it comes from this program's own command line
 	after []func() // called when the answer has been sent
 }

@@ -22,7 +22,7 @@ func (s *Server) clientConfig(c *call) (any, error) {
 		return nil, err
 	}
 	yes, no := true, false
-	return wire.ClientConfig{UsePyqwestTransport: &no, ProtoRequests: &yes, CreateViaLoad: &yes, TellOfSamples: &yes, JoinSamplingSession: &yes, ChunkDatums: chunkDatums, ChunkBytes: chunkBytes}, nil
+	return wire.ClientConfig{Tokens: &yes, UsePyqwestTransport: &no, ProtoRequests: &yes, CreateViaLoad: &yes, TellOfSamples: &yes, JoinSamplingSession: &yes, ChunkDatums: chunkDatums, ChunkBytes: chunkBytes}, nil
 }
 
 func (s *Server) dynamicConfig(c *call) (any, error) {
@@ -39,9 +39,8 @@ func (s *Server) telemetry(c *call) (any, error) {
 	return wire.TelemetryAccepted(), err
 }
 
-func (s *Server) whoami(c *call) (any, error) {
-	return wire.Identity{User: userURN(c.owner), Organization: "urn:tinker-local:organization:local"}, nil
-}
+// organization is that of all owners.
+const organization = "tinker-local"
 
 // userURN is the name of an owner where clients want one that is unique in the world.
 func userURN(owner string) string { return "urn:tinker-local:user:" + owner }

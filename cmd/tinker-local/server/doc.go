@@ -6,6 +6,7 @@
 //	call.go       one request: its owner, its body, its answer
 //	guard.go      what a request must pass first: hosts, origins, keys, panics, the log
 //	keys.go       keys and whose they are
+//	token.go      tokens that clients get for their keys
 //	limits.go     what clients may take
 //	status.go     error codes as HTTP status
 //	client.go     what clients ask about the server

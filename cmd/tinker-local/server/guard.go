@@ -126,12 +126,16 @@ func (s *Server) identify(c *call) error {
 		c.owner, c.admin = engine.LocalOwner, true
 		return nil
 	}
-	owner, ok := s.opt.Keys.owner(key)
-	if !ok {
-		return refuse(http.StatusUnauthorized, api.BadRequest, "the key in X-API-Key is not one of this server's")
+	owner, fingerprint, ok := s.credential(key)
+	switch {
+	case ok:
+		c.owner, c.fingerprint = owner, fingerprint
+		return nil
+	case strings.HasPrefix(key, tokenPrefix):
+		c.w.Header().Set("WWW-Authenticate", `Bearer error="invalid_token"`) // clients since 0.38 get themselves another one
+		return refuse(http.StatusUnauthorized, api.BadRequest, "the token in X-API-Key is not one of this server's, or not any more")
 	}
-	c.owner = owner
-	return nil
+	return refuse(http.StatusUnauthorized, api.BadRequest, "the key in X-API-Key is not one of this server's")
 }
 
 // unknownPath answers what no route matches: 405 if it would with another method.

@@ -110,7 +110,7 @@ func TestKeysAsked(t *testing.T) {
 			t.Errorf("%s without a key file: %v", c.pattern, a)
 		}
 	}
-	if a := f.as(KeyPrefix+"admin-0123456789").do("GET", "/api/v1/auth/apikey/me", nil); a.json()["user_urn"] != "urn:tinker-local:user:local" {
+	if a := f.as(KeyPrefix+"admin-0123456789").do("GET", "/api/v1/auth/apikey/me", nil); a.json()["name"] != "key of local" {
 		t.Errorf("the command line's own key: %v", a)
 	}
 	// Two keys in one request: the first counts, as the standard library has it, and the second does not add to it.

@@ -47,6 +47,21 @@ func newHost(t *testing.T) *host {
 // newHostOn is a host over a store that another one may have had before.
 func newHostOn(t *testing.T, s api.Store) *host {
 	t.Helper()
+	keys := &server.Keys{}
+	for owner, key := range map[string]string{"ann": annKey, "bob": bobKey} {
+		if err := keys.Add(owner, key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return newHostWith(t, s, keys)
+}
+
+// newHostWith is a host with other keys than those of ann and bob. s nil: over a store of its own.
+func newHostWith(t *testing.T, s api.Store, keys *server.Keys) *host {
+	t.Helper()
+	if s == nil {
+		s = store.OpenMemory(store.Options{Interval: -1})
+	}
 	dev, err := cpu.Open(cpu.Options{Variant: "portable", Threads: 2})
 	if err != nil {
 		t.Fatal(err)
@@ -63,12 +78,6 @@ func newHostOn(t *testing.T, s api.Store) *host {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { h.engine.Close() })
-	keys := &server.Keys{}
-	for owner, key := range map[string]string{"ann": annKey, "bob": bobKey} {
-		if err := keys.Add(owner, key); err != nil {
-			t.Fatal(err)
-		}
-	}
 	h.server = server.New(server.Options{Engine: h.engine, Keys: keys, Secret: []byte("secret of the tests"), Now: h.clock})
 	web := httptest.NewServer(h.server)
 	h.url = web.URL

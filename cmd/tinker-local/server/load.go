@@ -37,7 +37,7 @@ func (s *Server) reader(c *call, token string) (string, error) {
 	if token == "" {
 		return c.owner, nil
 	}
-	lender, ok := s.opt.Keys.owner(token)
+	lender, _, ok := s.credential(token)
 	if !ok {
 		return "", api.Errorf(api.BadRequest, "weights_access_token is not a key of this server")
 	}

@@ -21,7 +21,9 @@ var table = []route{
 
 	{"POST /api/v1/client/config", (*Server).clientConfig, false},
 	{"POST /api/v1/client/dynamic_config", (*Server).dynamicConfig, false},
-	{"GET /api/v1/auth/apikey/me", (*Server).whoami, false},
+	{"POST /api/v1/auth/token", (*Server).authToken, false},
+	{"GET /api/v1/auth/apikey/me", (*Server).apiKey, false},
+	{"DELETE /api/v1/auth/apikey/me", (*Server).deleteAPIKey, false},
 	{"POST /api/v1/telemetry", (*Server).telemetry, false},
 	{"GET /api/v1/get_server_capabilities", (*Server).capabilities, false},
 

@@ -69,6 +69,8 @@ var routeCases = []routeCase{
 
 	{pattern: "POST /api/v1/client/config", ask: api1("POST", "client/config", object{"sdk_version": "0.25.0"}), nothing: true},
 	{pattern: "POST /api/v1/client/dynamic_config", ask: api1("POST", "client/dynamic_config", object{"sdk_version": "0.25.0"}), nothing: true},
+	{pattern: "POST /api/v1/auth/token", ask: api1("POST", "auth/token", object{}), nothing: true},
+	{pattern: "DELETE /api/v1/auth/apikey/me", ask: api1("DELETE", "auth/apikey/me", nil), nothing: true, refused: "400 are not deleted by clients"},
 	{pattern: "GET /api/v1/auth/apikey/me", ask: api1("GET", "auth/apikey/me", nil), nothing: true},
 	{pattern: "POST /api/v1/telemetry", ask: api1("POST", "telemetry", object{"events": []int{1}}), nothing: true},
 	{pattern: "GET /api/v1/get_server_capabilities", ask: api1("GET", "get_server_capabilities", nil), nothing: true},

@@ -55,6 +55,8 @@ type Server struct {
 	handler http.Handler
 	ready   atomic.Bool
 
+	keyOwners map[string]string // by fingerprint
+
 	connections atomic.Int64 // open ones of Web
 
 	remote  *remote.Handler // the store, for this program's own command line; nil: it is not served
@@ -112,6 +114,7 @@ func New(o Options) *Server {
 	if st, ok := o.Engine.Checkpoints().(api.StateStore); ok && o.Admin != "" {
 		s.remote = remote.NewHandler(st)
 	}
+	s.keyOwners = s.fingerprints()
 	s.handler = s.guarded(s.routes())
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop

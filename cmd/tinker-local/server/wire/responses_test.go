@@ -156,7 +156,7 @@ func jsonResponses() []struct {
 		class string
 		value any
 	}{
-		{"ClientConfigResponse", ClientConfig{UsePyqwestTransport: &no, ChunkDatums: 100, TellOfSamples: &yes, JoinSamplingSession: &yes, CreateViaLoad: &yes}},
+		{"ClientConfigResponse", ClientConfig{Tokens: &yes, UsePyqwestTransport: &no, ChunkDatums: 100, TellOfSamples: &yes, JoinSamplingSession: &yes, CreateViaLoad: &yes}},
 		{"ClientDynamicConfigResponse", ClientDynamicConfig{RefreshSeconds: 60}},
 		{"CreateSessionResponse", CreateSessionResponse{SessionID: "S", WarningMessage: "w"}},
 		{"SessionHeartbeatResponse", Heartbeat()},
@@ -195,7 +195,8 @@ func jsonResponses() []struct {
 			{SessionID: "U", CreatedAt: when.UTC(), Owner: "me"},
 		}, &SessionCursor{when.UTC(), "U"}}},
 		{"CurrentCheckpointStorageUsageResponse", StorageUsageResponse{[]StorageUsage{StorageUsageOf("p", "urn", "me", 2, 5e8)}}},
-		{"WhoamiResponse", Identity{User: "me", Organization: "home"}},
+		{"AuthTokenResponse", AuthTokenResponse{"a.b.c"}},
+		{"SelfApiKeyResponse", APIKeyOf(7, "me")},
 	}
 }
 

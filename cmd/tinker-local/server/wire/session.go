@@ -18,6 +18,7 @@ func (*ClientConfigRequest) check() error { return nil }
 // ClientConfig steers a client. All fields are optional; a nil pointer leaves the client's default, which stands
 // beside it. Flags that would need more of a server than this program has are not listed.
 type ClientConfig struct {
+	Tokens               *bool `json:"pjwt_auth_enabled,omitempty"`            // false. true: keys are exchanged for tokens, which whoami reads
 	UsePyqwestTransport  *bool `json:"use_pyqwest_transport,omitempty"`        // true. false: plain httpx, the safe choice for one's own server
 	ParallelChunks       *bool `json:"parallel_fwdbwd_chunks,omitempty"`       // true. false: the chunks of a call come in order
 	CompressRequests     *bool `json:"proto_compress_fwdbwd,omitempty"`        // false. true: forward_backward comes in zstd
@@ -125,9 +126,29 @@ func ErrorOf(err error) ErrorResponse {
 	return ErrorResponse{Detail: err.Error(), Code: api.CodeOf(err)}
 }
 
-// Identity answers auth/apikey/me, which whoami asks since 0.38.
-type Identity struct {
-	User         string `json:"user_urn"`
-	Organization string `json:"org_urn"`
-	Email        string `json:"email,omitempty"`
+// AuthTokenResponse answers auth/token.
+type AuthTokenResponse struct {
+	JWT string `json:"jwt"`
+}
+
+// APIKeyResponse answers auth/apikey/me, which the command line of SDKs since 0.38 asks when somebody logs in. All fields must be there.
+type APIKeyResponse struct {
+	KeyID   int64  `json:"key_id"`
+	Name    string `json:"name"`
+	Note    string `json:"note"`
+	Details struct {
+		Organization struct {
+			Name string `json:"name"`
+		} `json:"org_details"`
+		User struct {
+			Email string `json:"email"`
+		} `json:"user_details"`
+	} `json:"details"`
+}
+
+// APIKeyOf describes a key of owner's. There are no addresses of mail here: the one that has to be there is of the machine itself.
+func APIKeyOf(id int64, owner string) APIKeyResponse {
+	r := APIKeyResponse{KeyID: id, Name: "key of " + owner}
+	r.Details.Organization.Name, r.Details.User.Email = "tinker-local", owner+"@localhost"
+	return r
 }

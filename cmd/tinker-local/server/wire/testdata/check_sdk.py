@@ -59,6 +59,12 @@ def find(name):
     """A class by its name; some live beside the public ones."""
     if hasattr(types, name):
         return getattr(types, name)
+    if name == "SelfApiKeyResponse":
+        try:
+            from tinker.cli.auth_api import SelfApiKeyResponse
+        except ImportError:
+            return None
+        return SelfApiKeyResponse
     for module in ("try_again_response", "request_failed_response", "telemetry_response", "session_heartbeat_response", "health_response", "futures_retrieve_response", "save_weights_for_sampler_response",
                    "_pydantic_types.save_weights_external_response"):
         try:
