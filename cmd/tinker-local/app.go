@@ -29,7 +29,7 @@ func (a *app) globalFlags(root *cobra.Command) {
 	a.opt.HubCache = local.DefaultHubCache(os.Getenv)
 	f.StringVar(&a.opt.Models, "models", local.DefaultModels(os.Getenv), "folder that holds ORG/NAME model folders; $"+local.ModelsVariable+" sets another default")
 	f.StringVar(&a.state, "state", local.DefaultState(os.Getenv), "state directory, which holds checkpoints and runs; $"+local.StateVariable+" sets another default")
-	f.Var(deviceFlag{&a.opt.Device}, "device", "where to compute: auto, cpu, cuda or cuda:N")
+	f.Var(deviceFlag{&a.opt.Device}, "device", "where to compute: auto, cpu, cpu:VARIANT (of its kernels: avx2, portable), cuda or cuda:N")
 	f.Var(choiceFlag{&a.opt.DType, []string{"auto", "float32", "bfloat16"}}, "dtype", "how base weights are kept: auto (as in the files), float32 or bfloat16")
 	f.BoolVar(&a.json, "json", false, "print one JSON object on standard output instead of text")
 }
@@ -92,16 +92,17 @@ func (c choiceFlag) Set(s string) error {
 	return nil
 }
 
-// deviceFlag takes auto, cpu, cuda or cuda:N.
+// deviceFlag takes auto, cpu, cpu:VARIANT, cuda or cuda:N. Whether there is such a variant is known when the device is opened.
 type deviceFlag struct{ value *string }
 
 func (d deviceFlag) String() string { return deref(d.value) }
 func (d deviceFlag) Type() string   { return "string" }
 func (d deviceFlag) Set(s string) error {
-	kind, number, numbered := strings.Cut(s, ":")
-	_, err := strconv.ParseUint(number, 10, 8)
-	if kind != "cuda" && kind != "cpu" && kind != "auto" || numbered && (kind != "cuda" || err != nil) {
-		return fmt.Errorf("wanted auto, cpu, cuda or cuda:N")
+	kind, which, more := strings.Cut(s, ":")
+	_, err := strconv.ParseUint(which, 10, 8)
+	known := kind == "cuda" || kind == "cpu" || kind == "auto"
+	if !known || more && (kind == "auto" || kind == "cuda" && err != nil || which == "") {
+		return fmt.Errorf("wanted auto, cpu, cpu:VARIANT, cuda or cuda:N")
 	}
 	*d.value = s
 	return nil

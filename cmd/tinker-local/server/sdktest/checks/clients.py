@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tinker
+from click.testing import CliRunner
 from tinker import types
+from tinker.cli.__main__ import main_cli as program
 
 VERSION = tuple(int(n) for n in tinker.__version__.split(".")[:2])
 MODEL = "tinker-local/tiny"
@@ -53,6 +55,8 @@ def in_loop(of: Any, method: str, *args: Any, **kw: Any) -> Any:
 
     async def go() -> Any:
         x = getattr(of, method + "_async", getattr(of, method))(*args, **kw)
+        if VERSION == (0, 25) and method == "get_audit_log":  # a slip of that version: this one works in the client's own loop only
+            x = of.holder.run_coroutine_threadsafe(x)
         for _ in range(2):  # training methods give a future in a coroutine
             if inspect.isawaitable(x):
                 x = await asyncio.wait_for(x, WAIT)
@@ -119,14 +123,20 @@ def unload(run: str) -> None:
 commands_run: list[tuple[str, ...]] = []
 
 
-def cli(*args: str, format: str = "", fails: bool = False, **kw: Any) -> Any:
-    """Runs the official command line; gives its output, read when the format is json."""
+def cli(*args: str, format: str = "", fails: bool = False, process: bool = False) -> Any:
+    """Runs the official command line; gives its output, read when the format is json, or its complaint when it has to fail.
+
+    It runs in this process, which saves the second that Python and its imports take, unless a process of its own is asked for."""
     commands_run.append(args)
-    command = [sys.executable, "-m", "tinker.cli", *(["-f", format] if format else []), *args]
-    env = os.environ | {"COLUMNS": "400", "NO_COLOR": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=WAIT, env=env, **kw)
+    words = [*(["-f", format] if format else []), *args]
+    if process:
+        env = os.environ | {"COLUMNS": "400", "NO_COLOR": "1"}
+        done = subprocess.run([sys.executable, "-m", "tinker.cli", *words], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=WAIT, env=env)
+        code, out, complaint = done.returncode, done.stdout, done.stderr
+    else:
+        ran = CliRunner(env={"COLUMNS": "400", "NO_COLOR": "1"}).invoke(program, words)
+        code, out, complaint = ran.exit_code, ran.stdout, ran.stderr + (f"\n{ran.exception!r}" if ran.exception else "")
+    assert code == int(fails), (args, out, complaint)
     if fails:
-        assert done.returncode == 1, done
-        return done.stderr
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout) if format == "json" else done.stdout
+        return complaint
+    return json.loads(out) if format == "json" else out

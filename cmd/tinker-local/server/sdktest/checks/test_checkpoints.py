@@ -203,7 +203,7 @@ def adapter(files: dict[str, bytes]) -> None:
 def test_copies(saved: Any, service: Any, rest: Any, training: Any, do: Any) -> None:
     run, state, sampler = saved
     want = seen(training)
-    copy = do(rest, "copy_weights", state)
+    copy = do(rest, "copy_weights", state, "a-project")
     settled(rest.delete_checkpoint_from_tinker_path(state))
     assert copy.split("/")[2] != run
     assert np.array_equal(seen(service.create_training_client_from_state(copy)), want)

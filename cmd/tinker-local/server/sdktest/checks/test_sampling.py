@@ -129,6 +129,7 @@ def test_stop_at_nothing(base: Any) -> None:
     assert len(s.tokens) == 20 and s.sequence_id
 
 
+@since(0, 25)
 def test_until_the_context_is_full(base: Any, service: Any) -> None:
     """Without max_tokens."""
     (longest,) = (m.max_context_length for m in settled(service.get_server_capabilities()).supported_models if m.model_name == MODEL)
