@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clients import MODEL, VERSION, adam, datum, example, fails, logprobs, refused, settled, since, sync, until
+from clients import MODEL, VERSION, adam, datum, example, fails, logprobs, settled, since, sync, until
 from tinker import types
 
 RL = dict(target_tokens=[101, 108, 108, 111], logprobs=[-1.0, -2.0, -0.5, -3.0], advantages=[1.0, -1.0, 0.5, 2.0])
@@ -155,7 +155,7 @@ def test_mistakes(training: Any, name: str) -> None:
     before = settled(training.forward_backward([example()], "cross_entropy"))
     wrong = training.forward_backward(data, loss, config)
     after = training.forward_backward([example()], "cross_entropy")
-    with refused(words):
+    with fails(words):
         settled(wrong)
     assert settled(after).metrics == before.metrics
     assert grad_norm(training) > 0
@@ -171,7 +171,7 @@ def test_mistake_in_one_chunk_of_many(training: Any) -> None:
 
 def test_pictures_are_refused(training: Any) -> None:
     picture = types.ImageChunk(data=b"not a png", format="png", expected_tokens=2)
-    with refused("image"):
+    with fails("image"):
         settled(training.forward([types.Datum(model_input=types.ModelInput(chunks=[picture]), loss_fn_inputs={"target_tokens": [1, 2]})], "cross_entropy"))
 
 
