@@ -22,6 +22,7 @@
 //	completions.go retrieve_futures: which samples of a client have ended
 //	listing.go    runs and checkpoints, as the REST client and the CLI read them
 //	usage.go      what checkpoints take
+//	copy.go       copies of checkpoints
 //	archive.go    downloads of checkpoints by signed links
 //	external.go   weights for other programs, and their files by signed links
 //	report.go     what the server has and does

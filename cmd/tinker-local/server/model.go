@@ -29,9 +29,12 @@ func (s *Server) createModel(c *call) (any, error) {
 	return s.openRun(c, sess, r.ModelSeqID, open, func(id string) any { return wire.ModelCreated(id) })
 }
 
+// runID is the name of the n-th run of a session, which clients rely on.
+func runID(session string, n int64) string { return fmt.Sprintf("%s:train:%d", session, n) }
+
 // openRun answers with the run that has a number of its session, or with one that open opens. Clients know its id before they are told.
 func (s *Server) openRun(c *call, sess *session, n int64, open func(engine.RunPlace) (*engine.Future[*engine.Run], error), told func(id string) any) (any, error) {
-	id := fmt.Sprintf("%s:train:%d", sess.id, n)
+	id := runID(sess.id, n)
 	sess.placing.Lock()
 	defer sess.placing.Unlock()
 	return s.submit(order{id: id + ":create", session: sess, start: func() (*op, error) {

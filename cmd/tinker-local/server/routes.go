@@ -49,6 +49,7 @@ var table = []route{
 	{"POST /api/v1/load_weights", (*Server).loadWeights, false},
 
 	{"POST /api/v1/create_custom_loss", (*Server).createCustomLoss, false},
+	{"POST /api/v1/copy_weights", (*Server).copyWeights, false},
 
 	{"POST /api/v1/create_sampling_session", (*Server).createSamplingSession, false},
 	{"POST /api/v1/join_sampling_session", (*Server).joinSamplingSession, false},

@@ -155,6 +155,12 @@ var routeCases = []routeCase{
 		pattern: "POST /api/v1/weights_info",
 		ask:     post("weights_info", func(n names) object { return object{"tinker_path": n.tinker("weights", n.checkpoint)} }),
 	},
+	{
+		pattern: "POST /api/v1/copy_weights",
+		ask: post("copy_weights", func(n names) object {
+			return object{"source_path": n.tinker("weights", n.checkpoint), "destination_project_id": "p"}
+		}),
+	},
 	{pattern: "GET /api/v1/training_runs", ask: api1("GET", "training_runs", nil), nothing: true},
 	{pattern: "GET /api/v1/training_runs/{run}", ask: get(func(n names) string { return "/api/v1/training_runs/" + n.model })},
 	{pattern: "GET /api/v1/training_runs/{run}/checkpoints", ask: get(func(n names) string { return "/api/v1/training_runs/" + n.model + "/checkpoints" })},

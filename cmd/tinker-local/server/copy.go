@@ -1,0 +1,93 @@
+package server
+
+import (
+	"cmp"
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"time"
+
+	"tinkerlocal/cmd/tinker-local/server/wire"
+	"tinkerlocal/engine/api"
+)
+
+// copyWeights copies a checkpoint that the caller may read into a run of the caller's own, which holds nothing else and cannot be trained
+// on. The store keeps equal contents once.
+func (s *Server) copyWeights(c *call) (any, error) {
+	var r wire.CopyWeightsRequest
+	if err := s.read(c, &r); err != nil {
+		return nil, err
+	}
+	reader, err := s.reader(c, cmp.Or(r.AccessToken, c.Header.Get("X-Tinker-Weights-Access-Token")))
+	if err != nil {
+		return nil, err
+	}
+	from, err := s.readable(c.Context(), reader, r.Path)
+	if err != nil {
+		return nil, err
+	}
+	st, err := s.store()
+	if err != nil {
+		return nil, err
+	}
+	to := api.Path{Run: s.copyRun(c, from.Path), Kind: from.Path.Kind, Name: from.Path.Name}
+	if r.SessionID != "" {
+		sess, err := s.session(c, r.SessionID)
+		if err != nil {
+			return nil, err
+		}
+		to.Run = runID(sess.id, r.ModelSeqID)
+	}
+	if k, err := st.Info(c.Context(), to); err == nil && k.Owner == c.owner {
+		return wire.Copied(to), nil // a repeat, whose first answer was lost
+	}
+	if err := copyCheckpoint(c.Context(), st, from, to, c.owner, r.TTL()); err != nil {
+		return nil, err
+	}
+	rec := api.RunRecord{
+		ID: to.Run, Owner: c.owner, BaseModel: from.BaseModel, Lora: from.Lora, LastRequest: s.opt.Now(),
+		UserMetadata: map[string]string{"copied_from": from.Path.String()},
+	}
+	return wire.Copied(to), st.PutRun(c.Context(), rec)
+}
+
+// copyRun is the id of the run for a copy: the same for the repeats of a request, which its client marks with a key.
+func (s *Server) copyRun(c *call, from api.Path) string {
+	m := hmac.New(sha256.New, s.opt.Secret)
+	m.Write([]byte("copy\x00" + c.owner + "\x00" + from.String() + "\x00" + cmp.Or(c.Header.Get("X-Idempotency-Key"), rand.Text())))
+	random := hex.EncodeToString(m.Sum(nil)[:8])
+	return runID(random+"-"+s.sessionMAC(random, c.owner), 0)
+}
+
+// copyCheckpoint writes the tensors of one checkpoint as another one of owner's.
+func copyCheckpoint(ctx context.Context, st api.Store, from api.Checkpoint, to api.Path, owner string, ttl time.Duration) error {
+	r, err := st.Open(ctx, from.Path)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	k := r.Checkpoint()
+	k.Path, k.Owner, k.Public = to, owner, false
+	w, err := st.Create(ctx, k, api.SaveOptions{TTL: ttl})
+	if err != nil {
+		return err
+	}
+	defer w.Abort()
+	for _, t := range r.Tensors() {
+		n, err := t.Bytes()
+		if err != nil {
+			return err
+		}
+		data := make([]byte, n)
+		if err := r.Read(ctx, t.Name, data); err != nil {
+			return err
+		}
+		if err := w.Tensor(ctx, t, data); err != nil {
+			return err
+		}
+	}
+	_, err = w.Commit(ctx)
+	return err
+}
