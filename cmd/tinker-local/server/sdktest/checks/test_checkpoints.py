@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tinker
 from clients import MODEL, adam, example, ints, logprobs, refused, settled, since, sync, until
 from safetensors.numpy import load as safetensors
 from tinker import types
@@ -207,7 +208,7 @@ def test_copies(saved: Any, service: Any, rest: Any, training: Any, do: Any) -> 
     settled(rest.delete_checkpoint_from_tinker_path(state))
     assert copy.split("/")[2] != run
     assert np.array_equal(seen(service.create_training_client_from_state(copy)), want)
-    other = settled(service.copy_weights(sampler, ttl_seconds=3600))
+    other = settled(tinker.ServiceClient(project_id="b-project").copy_weights(sampler, ttl_seconds=3600))
     assert settled(service.create_sampling_client(model_path=other).compute_logprobs(ints("abc"))) == settled(
         service.create_sampling_client(model_path=sampler).compute_logprobs(ints("abc"))
     )
