@@ -88,12 +88,13 @@ var walls = map[string][]string{
 		"engine/token", "engine/chat", // prompts are text: a door tokenizes
 		"engine/disk", // where the server is, in the state directory
 	},
-	"cmd/tinker-local/hub":           {"engine/api", "engine/disk"}, // downloads: the engine itself never opens a socket
-	"cmd/tinker-local/server":        {"engine", "engine/interchange", "engine/api", "cmd/tinker-local/server/wire", "cmd/tinker-local/server/remote"},
-	"cmd/tinker-local/server/wire":   {"engine/api"},
-	"cmd/tinker-local/server/remote": {"engine/api"}, // both ends of a store's connection
-	"capi":                           {"capi/handle", "engine/local", "engine", "engine/chat", "engine/api"},
-	"capi/handle":                    {},
+	"cmd/tinker-local/hub":            {"engine/api", "engine/disk"}, // downloads: the engine itself never opens a socket
+	"cmd/tinker-local/server":         {"engine", "engine/interchange", "engine/api", "cmd/tinker-local/server/wire", "cmd/tinker-local/server/remote"},
+	"cmd/tinker-local/server/wire":    {"engine/api"},
+	"cmd/tinker-local/server/sdktest": {},             // it starts the program and speaks over TCP
+	"cmd/tinker-local/server/remote":  {"engine/api"}, // both ends of a store's connection
+	"capi":                            {"capi/handle", "engine/local", "engine", "engine/chat", "engine/api"},
+	"capi/handle":                     {},
 }
 
 // free are folders whose packages may import any project package, because nothing imports them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import threading
 from types import CodeType, FrameType
 from typing import Any
 
@@ -44,4 +45,5 @@ def watch() -> None:
         if event == "call" and frame.f_code in wanted:
             called.add(frame.f_code)
 
+    threading.setprofile(see)  # an asyncio twin may run on a thread of the SDK's
     sys.setprofile(see)

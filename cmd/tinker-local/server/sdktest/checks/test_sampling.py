@@ -156,19 +156,38 @@ def test_mistakes(base: Any, do: Any) -> None:
 
 
 @since(0, 38)
-@pytest.mark.parametrize(
-    "extra",
-    [
-        {"topk_sample_logprobs": 2},
-        {"prompt_alt_tokens_k": 2},
-        {"include_prompt_logprobs": True, "prompt_logprobs_last_n": 2},
-        {"target_prompt_logprobs": types.TensorData(data=[1, 2, 3, 4], dtype="int64", shape=[2, 2])},
-    ],
-    ids=lambda e: list(e)[-1],
-)
-def test_what_is_not_there_is_refused_by_name(base: Any, extra: Any) -> None:
-    with refused(list(extra)[-1]):
-        base.sample(ints("ab"), 1, params(), **extra).result(timeout=WAIT)
+def test_scores_beside_a_sample(base: Any) -> None:
+    """What the newest SDK can ask for: chosen tokens, other draws and the most probable tokens, at the prompt's places and at the drawn ones."""
+    tokens = list(b"ab hello ")
+    n = len(tokens) - 1
+    chosen = np.full((n, 2), -1)
+    chosen[-1], chosen[2, 0] = [97, 101], tokens[3]
+    out = base.sample(
+        types.ModelInput.from_ints(tokens), 2, params(max_tokens=4), include_prompt_logprobs=True, topk_sample_logprobs=3,
+        target_prompt_logprobs=types.TensorData.from_numpy(chosen), prompt_alt_tokens_k=4,
+    ).result(timeout=WAIT)  # fmt: skip
+    scores = out.target_prompt_logprobs.to_numpy()
+    assert scores.shape == (n, 2) and scores[2, 0] == np.float32(out.prompt_logprobs[3])
+    assert np.all((scores < 0) == (chosen >= 0))
+    draws, lps = out.prompt_alt_tokens.tokens.to_numpy(), out.prompt_alt_tokens.logprobs.to_numpy()
+    assert draws.shape == lps.shape == (n, 4)
+    asked = base.sample(types.ModelInput.from_ints(tokens), 1, params(max_tokens=1), target_prompt_logprobs=types.TensorData.from_numpy(draws))
+    assert np.allclose(asked.result(timeout=WAIT).target_prompt_logprobs.to_numpy(), lps, atol=1e-5)
+    for s in out.sequences:
+        assert len(s.topk_logprobs) == len(s.tokens)
+        for token, lp, top in zip(s.tokens, s.logprobs, s.topk_logprobs):
+            assert len(top) == 3 and top[0][1] == max(v for _, v in top) and dict(top).get(token, lp) == pytest.approx(lp, abs=1e-6)
+    end = base.sample(types.ModelInput.from_ints(tokens), 1, params(max_tokens=1), include_prompt_logprobs=True, prompt_logprobs_last_n=2)
+    last = end.result(timeout=WAIT).prompt_logprobs
+    assert last[:-2] == [None] * (n - 1) and last[-2:] == out.prompt_logprobs[-2:]
+
+
+@since(0, 38)
+def test_what_is_not_there_is_refused_by_name(service: Any, training: Any) -> None:
+    with refused("record_stability_info"):
+        service.create_sampling_client(base_model=MODEL, record_stability_info=True).sample(ints("a"), 1, params()).result(timeout=WAIT)
+    with refused("age_encryption_recipients"):
+        training.save_weights_external("x", age_encryption_recipients=["age1" + "q" * 58]).result(timeout=WAIT)
 
 
 @since(0, 38)
