@@ -35,7 +35,8 @@ func checkpointCommand(a *app) *cobra.Command {
 		Short: "Look after saved weights: list, publish, expire, delete, verify, export, import",
 		Long: "checkpoint looks after the checkpoints in the state directory (--state). Their paths are tinker://RUN/weights/NAME for training\n" +
 			"states, which hold the optimizer's moments, and tinker://RUN/sampler_weights/NAME for adapters alone. One program at a time has\n" +
-			"the state directory open. Whoever may read the directory may do all of this, whoever owns a checkpoint.",
+			"the state directory open; while that is a server, commands work through it. Whoever may read the directory may do all of this,\n" +
+			"whoever owns a checkpoint.",
 		Example: "  tinker-local checkpoint list\n  tinker-local checkpoint info tinker://RUN/weights/final\n  tinker-local checkpoint verify",
 	}, checkpointCommands)
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"syscall"
 	"time"
@@ -195,10 +196,14 @@ func (a *app) sayReady(here *serving, anyKey bool) error {
 		key = "tml-local"
 	}
 	fmt.Fprintf(a.err, "For the official SDK and CLI: export TINKER_BASE_URL=%s TINKER_API_KEY=%s\n", here.URL, key)
-	if a.json {
-		return a.printJSON(serveReport{here.URL, here.PID, a.state, here.Version, anyKey})
+	if !a.json {
+		return nil
 	}
-	return nil
+	r := serveReport{here.URL, here.PID, a.state, here.Version, anyKey}
+	if abs, err := filepath.Abs(a.state); err == nil && a.state != "" {
+		r.State = abs
+	}
+	return a.printJSON(r)
 }
 
 // keys reads the key file. Without one only this machine is served.
