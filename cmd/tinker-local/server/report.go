@@ -20,7 +20,7 @@ type Report struct {
 	api.Status
 	Sessions []SessionReport `json:"sessions"` // in place of the engine's, the oldest first
 	Samplers []SamplerReport `json:"samplers"`
-	Products []ProductReport `json:"products,omitempty"` // of the loaded base models, by name
+	Products []ProductReport `json:"products"` // of the loaded base models, by name; of the whole server only
 }
 
 // ServerReport is about the server itself.
@@ -170,7 +170,7 @@ func (s *Server) narrow(r *Report, owner string) {
 		State: r.State, Error: r.Error, Device: r.Device, Bases: []api.BaseStatus{}, Sessions: nil, Runs: r.Runs,
 		SampleRequests: int(s.samples.of(owner)), SampleRequestLimit: r.SampleRequestLimit, RunLimit: r.RunLimit,
 	}
-	r.Products = nil
+	r.Products = []ProductReport{}
 	for _, b := range bases {
 		own := api.BaseStatus{Name: b.Name, Params: b.Params, Bytes: b.Bytes}
 		for _, x := range r.Runs {

@@ -81,7 +81,7 @@ func TestReport(t *testing.T) {
 	if len(r.Sessions) != 1 || r.Sessions[0].ID != a.session || len(r.Runs) != 1 || r.Runs[0].ID != a.model || len(r.Samplers) != 1 || r.Samplers[0].ID != a.sampler {
 		t.Errorf("ann's: %+v", r)
 	}
-	if len(r.Bases) != 1 || r.Bases[0].Runs != 1 || r.Bases[0].Samplers != 1 || r.Products != nil || r.Memory.Used != 0 || r.Server.Connections != 0 || r.Server.PID != 0 {
+	if len(r.Bases) != 1 || r.Bases[0].Runs != 1 || r.Bases[0].Samplers != 1 || len(r.Products) != 0 || r.Memory.Used != 0 || r.Server.Connections != 0 || r.Server.PID != 0 {
 		t.Errorf("ann's: %+v", r)
 	}
 	if s := r.Server; s.Open != 1 || s.Kept < 3 || s.HeldBytes <= 0 || !s.Ready || s.Version != "v1.2.3" {
@@ -108,5 +108,39 @@ func TestStoreIsTheServersOwn(t *testing.T) {
 	}
 	if a := f.as("").do("POST", "/local/v1/store/session", object{}); a.status != 401 {
 		t.Errorf("without a key: %v", a)
+	}
+}
+
+// TestOneForward: the two requests of a client's custom loss cost one forward and one backward, as a built-in loss does, and the report shows
+// it; a backward on other data costs its own forward.
+func TestOneForward(t *testing.T) {
+	f := start(t, func(s *setting) { s.Server.Admin = adminKey })
+	c := f.client()
+	m := c.model(c.session(), 1)
+	seq := 0
+	cost := func(name string, data ...object) [2]int64 {
+		t.Helper()
+		before := f.as(adminKey).report().Products
+		seq++
+		body := forwardBackward(m, seq, data...)
+		if name == "forward" {
+			body["forward_input"] = body["forward_backward_input"]
+			delete(body, "forward_backward_input")
+		}
+		c.work(name, body)
+		after := f.as(adminKey).report().Products
+		return [2]int64{after[0].Forward - before[0].Forward, after[0].Backward - before[0].Backward}
+	}
+	whole := cost("forward_backward", datum(1, 9), datum(2, 7))
+	forward := cost("forward", datum(1, 9), datum(2, 7))
+	if whole[0] == 0 || whole[1] == 0 || forward != [2]int64{whole[0], 0} {
+		t.Fatalf("a pass costs %v, a forward %v", whole, forward)
+	}
+	if got := cost("forward_backward", datum(1, 9), datum(2, 7)); got != [2]int64{0, whole[1]} {
+		t.Errorf("the backward behind its forward costs %v, wanted no forward and %d", got, whole[1])
+	}
+	cost("forward", datum(1, 9), datum(2, 7))
+	if got := cost("forward_backward", datum(1, 9), datum(3, 7)); got != whole {
+		t.Errorf("a backward on other data costs %v, wanted %v", got, whole)
 	}
 }
