@@ -224,6 +224,10 @@ func beside(t *testing.T, state, run, adapter string) {
 	if got, want := sample("--adapter", final), sample("--model", tiny, "--adapter", adapter); got != want {
 		t.Errorf("sampled %q, wanted %q", got, want)
 	}
+	talk := start(t, with("chat", "--adapter", final, "--temperature", "0", "--max-tokens", "4")...)
+	if code := talk.wait(); code != exitOK { // its input is at its end
+		t.Errorf("chat: exit code %d, %s", code, talk.said())
+	}
 	data := write(t, "d.jsonl", rows(8))
 	var res trainResult
 	if err := json.Unmarshal([]byte(ok("train", "--model", tiny, "--data", data, "--out", filepath.Join(dir, "a"), "--rank", "4", "--batch-size", "4", "--steps", "2", "--save-every", "1", "--json")), &res); err != nil {
