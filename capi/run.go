@@ -178,6 +178,9 @@ func save(run C.uint64_t, name *C.char, p *C.tinker_save_options, out *C.uint64_
 		if o.TTL, err = seconds(c.ttl_seconds); err != nil {
 			return err
 		}
+		if err := readJSON("user_metadata", c.user_metadata, &o.UserMetadata); err != nil {
+			return err
+		}
 		f, err := submit(r, s, o)
 		return giveFuture(out, ref, f, err)
 	})

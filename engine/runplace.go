@@ -105,6 +105,9 @@ func (s *Session) opening(r api.CreateModelRequest, first int64) (opening, error
 	if r.Lora.Seed != nil {
 		seed = *r.Lora.Seed
 	}
+	if err := api.CheckMetadata(r.UserMetadata, api.MaxRunMetadataBytes); err != nil {
+		return nil, err
+	}
 	r.UserMetadata = maps.Clone(r.UserMetadata)
 	return func(id string) (*Future[*Run], error) {
 		if e.runs >= e.lim.Runs {

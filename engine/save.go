@@ -2,6 +2,7 @@ package engine
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 
 	"tinkerlocal/engine/api"
@@ -55,6 +56,10 @@ func (p Place) save(op, kind, name string, o api.SaveOptions) (*Future[api.Check
 		if err == nil {
 			err = api.CheckName("name", name)
 		}
+		if err == nil {
+			err = api.CheckMetadata(o.UserMetadata, api.MaxCheckpointMetadataBytes)
+		}
+		o.UserMetadata = maps.Clone(o.UserMetadata)
 		s := &saving{run: p.run, entry: en, future: f, opt: o}
 		s.what.Path = api.Path{Run: p.run.id, Kind: kind, Name: name}
 		return s, err

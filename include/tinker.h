@@ -418,8 +418,9 @@ typedef struct tinker_save_options {
   int32_t overwrite;   /* replace a checkpoint of the same name */
   int64_t ttl_seconds; /* it expires after that; 0: never */
   int64_t keep_last;   /* keep only so many of the run's checkpoints of this kind, unless published; 0: all */
+  const char *user_metadata; /* JSON object of texts, kept with the checkpoint and in lists; NULL: none */
 } tinker_save_options;
-#define TINKER_SAVE_OPTIONS_INIT {sizeof(tinker_save_options), 0, 0, 0}
+#define TINKER_SAVE_OPTIONS_INIT {sizeof(tinker_save_options), 0, 0, 0, 0}
 
 /* Saves weights, moments and step as tinker://RUN/weights/NAME, as they are at this place in the run's order; training goes on meanwhile. The future
  * ends when it would survive a loss of power. Result: tinker_future_json, a checkpoint: {"tinker_path", "owner", "base_model", "lora_config", "version",

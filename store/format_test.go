@@ -6,8 +6,8 @@ import (
 	"compress/gzip"
 	"errors"
 	"flag"
-	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"testing"
@@ -17,52 +17,62 @@ import (
 	"tinkerlocal/store/storetest"
 )
 
-var update = flag.Bool("update", false, "write the fixture of the newest format again")
+var update = flag.Bool("update", false, "write the newest fixture again")
+
+// fixtures are stores of each format version there has been, and of each kind of record since.
+var fixtures = []struct {
+	name  string
+	notes map[string]string // user metadata of the first checkpoint
+}{
+	{"v1", nil},
+	{"v1-metadata", map[string]string{"note": "kept", "by": "ann"}},
+}
 
 // fixture is what the fixtures hold.
-func fixture(s *Store) error {
+func fixture(s *Store, notes map[string]string) error {
 	x, y := storetest.Floats("model.layers.0.mlp.up_proj.lora_A.weight", 5000, 1), storetest.Floats("lm_head.lora_B.weight", 7, 2)
 	zeros := storetest.Blob{TensorInfo: api.TensorInfo{Name: "adam_m/zeros", DType: "F32", Shape: []int{3, 1000}}, Data: make([]byte, 12000)}
 	if err := s.PutRun(ctx, api.RunRecord{ID: "r", Owner: "ann", BaseModel: "org/Base-1B", Lora: api.DefaultLora(), UserMetadata: map[string]string{"k": "v"}}); err != nil {
 		return err
 	}
-	_, err := storetest.Save(s, pathA, api.SaveOptions{}, x, y, zeros)
+	_, err := storetest.Save(s, pathA, api.SaveOptions{UserMetadata: notes}, x, y, zeros)
 	_, err2 := storetest.Save(s, pathC, api.SaveOptions{TTL: 1000 * time.Hour}, x)
 	p, _ := api.ParsePath(pathC)
 	return errors.Join(err, err2, s.Publish(ctx, p))
 }
 
-// TestOldFormats reads a store of each format version there has been.
+// TestOldFormats reads the fixtures. -update writes the newest one again.
 func TestOldFormats(t *testing.T) {
 	clock := &storetest.Clock{T: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
-	want := OpenMemory(quiet(clock))
-	defer want.Close()
-	if err := fixture(want); err != nil {
-		t.Fatal(err)
-	}
 	if *update {
+		newest := fixtures[len(fixtures)-1]
 		dir := t.TempDir()
 		o := quiet(clock)
 		o.valueLog = 2 << 20
 		s := reopen(t, dir, o)
-		if err := fixture(s); err != nil {
+		if err := fixture(s, newest.notes); err != nil {
 			t.Fatal(err)
 		}
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if err := pack(dir, fmt.Sprintf("testdata/v%d.tar.gz", format)); err != nil {
+		if err := pack(dir, "testdata/"+newest.name+".tar.gz"); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for version := 1; version <= format; version++ {
+	for _, f := range fixtures {
+		want := OpenMemory(quiet(clock))
+		defer want.Close()
+		if err := fixture(want, f.notes); err != nil {
+			t.Fatal(err)
+		}
 		dir := t.TempDir()
-		if err := unpack(fmt.Sprintf("testdata/v%d.tar.gz", version), dir); err != nil {
+		if err := unpack("testdata/"+f.name+".tar.gz", dir); err != nil {
 			t.Fatal(err)
 		}
 		s := reopen(t, dir, quiet(clock))
 		if bad, err := s.Verify(ctx); err != nil || len(bad) > 0 {
-			t.Errorf("version %d: %v, %v", version, bad, err)
+			t.Errorf("%s: %v, %v", f.name, bad, err)
 		}
 		for _, path := range []string{pathA, pathC} {
 			c, blobs, err := storetest.Load(s, path)
@@ -70,12 +80,12 @@ func TestOldFormats(t *testing.T) {
 				t.Fatal(err)
 			}
 			d, same, _ := storetest.Load(want, path)
-			if diff := storetest.Equal(blobs, same); diff != "" || c.SHA256 != d.SHA256 || !c.Expires.Equal(d.Expires) || c.Public != d.Public {
-				t.Errorf("version %d: %s is %+v, wanted %+v; %s", version, path, c, d, diff)
+			if diff := storetest.Equal(blobs, same); diff != "" || c.SHA256 != d.SHA256 || !c.Expires.Equal(d.Expires) || c.Public != d.Public || !maps.Equal(c.UserMetadata, d.UserMetadata) {
+				t.Errorf("%s: %s is %+v, wanted %+v; %s", f.name, path, c, d, diff)
 			}
 		}
 		if r, err := s.Run(ctx, "r"); err != nil || r.UserMetadata["k"] != "v" || r.LastCheckpoint == nil {
-			t.Errorf("version %d: the run is %+v, %v", version, r, err)
+			t.Errorf("%s: the run is %+v, %v", f.name, r, err)
 		}
 		save(t, s, pathD, storetest.Floats("new", 5, 5))
 		s.Close()

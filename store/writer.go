@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"sync"
@@ -59,6 +60,7 @@ func (s *Store) Create(ctx context.Context, c api.Checkpoint, o api.SaveOptions)
 		return nil, fmt.Errorf("checkpoint %v: %w", c.Path, disk.NoRoom(s.dir, need, free-s.reserved, nil))
 	}
 	s.reserved += c.Bytes
+	c.UserMetadata = maps.Clone(o.UserMetadata)
 	w := &writer{
 		s: s, c: c, o: o, held: map[sum]bool{}, seen: map[string]bool{},
 		slots: make(chan struct{}, s.opt.Workers+1), queue: make(chan []op),
@@ -96,6 +98,9 @@ func checkNew(c api.Checkpoint, o api.SaveOptions) error {
 		return api.Errorf(api.BadRequest, "checkpoint %v: the time to live is %v, wanted more than 0, or 0 for ever", c.Path, o.TTL)
 	case o.KeepLast < 0:
 		return api.Errorf(api.BadRequest, "checkpoint %v: keep_last is %d, wanted 1 or more, or 0 for all", c.Path, o.KeepLast)
+	}
+	if err := api.CheckMetadata(o.UserMetadata, api.MaxCheckpointMetadataBytes); err != nil {
+		return fmt.Errorf("checkpoint %v: %w", c.Path, err)
 	}
 	return nil
 }

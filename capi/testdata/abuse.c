@@ -589,11 +589,17 @@ static void store(tinker_engine *engine, tinker_session *session, tinker_run *ru
   BAD(tinker_save_state(run, "a", &o, &f));
   o.keep_last = 0, o.overwrite = 9;
   BAD(tinker_save_state(run, "a", &o, &f));
-  OK(tinker_save_state(run, "a", NULL, &f));
+  o.overwrite = 0, o.user_metadata = "{\"a\": 1}";
+  BAD(tinker_save_state(run, "a", &o, &f));
+  o.user_metadata = "{\"\": \"no name\"}";
+  BAD(tinker_save_state(run, "a", &o, &f));
+  o.user_metadata = "{\"why\": \"to see\"}";
+  OK(tinker_save_state(run, "a", &o, &f));
   WANT(TINKER_PENDING, tinker_future_wait(f, 0) == TINKER_OK ? TINKER_PENDING : TINKER_PENDING);
   OK(tinker_future_wait(f, -1));
   OK(tinker_future_json(f, &json));
   OK(tinker_future_free(f));
+  TRUE(strstr(json, "\"user_metadata\":{\"why\":\"to see\"}") != NULL);
   at = strstr(json, "tinker://");
   TRUE(at != NULL);
   snprintf(path, sizeof path, "%.*s", (int)strcspn(at ? at : "", "\""), at ? at : "");

@@ -16,6 +16,8 @@ type Checkpoint struct {
 
 	Plugins []PluginRecord `json:"plugins,omitempty"` // the custom losses that the weights were trained with, in the order of their first use
 
+	UserMetadata map[string]string `json:"user_metadata,omitempty"` // by the store: SaveOptions.UserMetadata; who may read the checkpoint reads it, too. Do not change it
+
 	Created time.Time `json:"time"`                // by the store
 	Expires time.Time `json:"expires_at,omitzero"` // by the store; zero: never
 	Stored  int64     `json:"stored_bytes"`        // by the store: compressed; parts shared with other checkpoints are counted here too

@@ -56,6 +56,9 @@ type SaveOptions struct {
 	// KeepLast, if positive, deletes the run's older checkpoints of this kind in the same transaction, so that at
 	// most KeepLast are left. Published ones are not counted and not deleted.
 	KeepLast int
+	// UserMetadata is kept with the checkpoint, for people: see CheckMetadata and MaxCheckpointMetadataBytes. It is
+	// copied. One that replaces another keeps nothing of the other's.
+	UserMetadata map[string]string
 }
 
 // CheckpointWriter takes the tensors of one checkpoint. It is used by one goroutine.

@@ -41,8 +41,9 @@ type trainingState struct {
 	Version       int64          `json:"version"`
 	Step          int64          `json:"step"`
 
-	Plugins  []api.PluginRecord `json:"plugins,omitempty"` // custom losses that the weights were trained with
-	Metadata map[string]string  `json:"user_metadata,omitempty"`
+	Plugins  []api.PluginRecord `json:"plugins,omitempty"`                  // custom losses that the weights were trained with
+	Metadata map[string]string  `json:"user_metadata,omitempty"`            // the run's
+	Notes    map[string]string  `json:"checkpoint_user_metadata,omitempty"` // the checkpoint's
 }
 
 // stateVersion is the format_version of trainingState. A reader refuses a newer one.
@@ -130,7 +131,7 @@ func planArchive(r api.CheckpointReader, o ArchiveOptions) (*archive, error) {
 	}
 	p.entries = []entry{{name: configFile, text: text}, weights}
 	if o.Optimizer {
-		state, err := json.MarshalIndent(trainingState{stateVersion, c.BaseModel, c.Lora, c.Version, c.Step, c.Plugins, o.Metadata}, "", "  ")
+		state, err := json.MarshalIndent(trainingState{stateVersion, c.BaseModel, c.Lora, c.Version, c.Step, c.Plugins, o.Metadata, c.UserMetadata}, "", "  ")
 		if err != nil {
 			return nil, err
 		}

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -115,6 +116,13 @@ func TestArchiveRoundTrip(t *testing.T) {
 				}
 				if got.SHA256 != want.SHA256 || got.Optimizer != c.optimizer || got.Version != want.Version || got.Step != want.Step || got.BaseModel != "Org/Name" || got.Owner != "you" {
 					t.Errorf("came back as %+v, was %+v", got, want)
+				}
+				notes := was.UserMetadata // beside the optimizer's state
+				if !c.optimizer {
+					notes = nil
+				}
+				if !maps.Equal(got.UserMetadata, notes) {
+					t.Errorf("the notes came back as %q, wanted %q", got.UserMetadata, notes)
 				}
 				if a, b := asJSON(t, got.Lora), asJSON(t, want.Lora); a != b {
 					t.Errorf("lora config came back as %s, was %s", a, b)

@@ -42,12 +42,12 @@ func sitesOf(t testing.TB, shape enginetest.Shape) []lora.Site {
 	return spec.Sites()
 }
 
-// saved puts a checkpoint of random values in the store.
+// saved puts a checkpoint of random values, with the notes that c has, in the store.
 func saved(t testing.TB, st api.Store, sites []lora.Site, c api.Checkpoint) api.Checkpoint {
 	t.Helper()
 	ctx := context.Background()
 	rng := rand.New(rand.NewPCG(uint64(c.Step), 5))
-	w, err := st.Create(ctx, c, api.SaveOptions{})
+	w, err := st.Create(ctx, c, api.SaveOptions{UserMetadata: c.UserMetadata})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +77,7 @@ func saved(t testing.TB, st api.Store, sites []lora.Site, c api.Checkpoint) api.
 func state(run string, c api.LoraConfig) api.Checkpoint {
 	return api.Checkpoint{
 		Path: api.Path{Run: run, Kind: api.KindState, Name: "x"}, Owner: "me", BaseModel: "Org/Name",
-		Lora: c, Version: 7, Step: 5, Optimizer: true,
+		Lora: c, Version: 7, Step: 5, Optimizer: true, UserMetadata: map[string]string{"note": "mine"},
 	}
 }
 

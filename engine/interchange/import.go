@@ -69,6 +69,9 @@ func importTo(ctx context.Context, src *Source, sites []lora.Site, st api.Store,
 		}
 		return a.bytes(ctx, t)
 	}
+	if o.Save.UserMetadata == nil {
+		o.Save.UserMetadata = src.CheckpointMetadata
+	}
 	w, err := st.Create(ctx, c, o.Save)
 	if err != nil {
 		return c, err

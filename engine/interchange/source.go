@@ -30,6 +30,8 @@ type Source struct {
 	Plugins       []api.PluginRecord // custom losses that it was trained with
 	Metadata      map[string]string  // the run's
 
+	CheckpointMetadata map[string]string // the checkpoint's
+
 	factors map[string]*storedFactor // by the engine's names
 	moments map[string]hf.Tensor     // by the engine's names, with their prefixes
 	closers []func() error

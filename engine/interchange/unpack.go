@@ -258,7 +258,7 @@ func (s *Source) takeState(text []byte) error {
 		return api.Errorf(api.BadRequest, "step is %d and version is %d, wanted 0 or more", st.Step, st.Version)
 	}
 	s.Lora, s.Version, s.Step, s.Optimizer = st.Lora, st.Version, st.Step, true
-	s.Plugins, s.Metadata = st.Plugins, st.Metadata
+	s.Plugins, s.Metadata, s.CheckpointMetadata = st.Plugins, st.Metadata, st.Notes
 	if st.BaseModel != "" {
 		s.BaseModel = st.BaseModel
 	}

@@ -85,6 +85,55 @@ func tensorTypes(t *testing.T, b *bench) {
 	b.has(state, blobs...)
 }
 
+// metadata: what people note on a checkpoint is there, in lists and with the run, as it was when it was saved.
+func metadata(t *testing.T, b *bench) {
+	x := Floats("a", 10, 1)
+	given := map[string]string{"note": "first \u2713", "": ""}
+	_, err := b.Create(ctx, Describe(state, nil), api.SaveOptions{UserMetadata: given})
+	b.code(err, api.BadRequest, "empty name")
+	delete(given, "")
+	if err := b.PutRun(ctx, api.RunRecord{ID: "run:train:0", Owner: "ann"}); err != nil {
+		t.Fatal(err)
+	}
+	c := Describe(state, []Blob{x})
+	c.UserMetadata = map[string]string{"not": "this"}
+	if _, err := SaveAs(b, c, api.SaveOptions{UserMetadata: given}, x); err != nil {
+		t.Fatal(err)
+	}
+	given["note"] = "changed later"
+	for range 2 {
+		list, err := b.List(ctx, api.CheckpointQuery{})
+		if err != nil || len(list.Checkpoints) != 1 {
+			t.Fatalf("the list is %+v, %v", list, err)
+		}
+		info, err := b.Info(ctx, parse(state))
+		if err != nil {
+			t.Fatal(err)
+		}
+		run, err := b.Run(ctx, "run:train:0")
+		if err != nil || run.LastCheckpoint == nil {
+			t.Fatalf("the run is %+v, %v", run, err)
+		}
+		r, err := b.Open(ctx, parse(state))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []api.Checkpoint{list.Checkpoints[0], info, *run.LastCheckpoint, r.Checkpoint()} {
+			if len(c.UserMetadata) != 1 || c.UserMetadata["note"] != "first \u2713" {
+				t.Errorf("the notes are %q", c.UserMetadata)
+			}
+		}
+		r.Close()
+		if err := b.SetTTL(ctx, parse(state), time.Hour); err != nil { // the record is written again
+			t.Fatal(err)
+		}
+		b.reopen()
+	}
+	if c, err := Save(b, state, api.SaveOptions{Overwrite: true}, x); err != nil || c.UserMetadata != nil {
+		t.Errorf("a checkpoint that replaced another has %q, %v", c.UserMetadata, err)
+	}
+}
+
 func refusals(t *testing.T, b *bench) {
 	ok := Describe(state, nil)
 	for _, c := range []struct {

@@ -36,6 +36,7 @@ func Run(t *testing.T, open Maker, soak bool) {
 	}{
 		{"save and load", saveAndLoad},
 		{"tensors of every type", tensorTypes},
+		{"user metadata", metadata},
 		{"refusals", refusals},
 		{"overwrite", overwrite},
 		{"abort", abort},

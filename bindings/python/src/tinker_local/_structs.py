@@ -118,6 +118,7 @@ class SaveOptions(ctypes.Structure):
         ("overwrite", c_int32),
         ("ttl_seconds", c_int64),
         ("keep_last", c_int64),
+        ("user_metadata", c_void_p),
     ]
 
 

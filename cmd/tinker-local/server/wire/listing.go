@@ -17,6 +17,8 @@ type Checkpoint struct {
 	Bytes      int64     `json:"size_bytes"`
 	Public     bool      `json:"public"`
 	Expires    time.Time `json:"expires_at,omitzero"`
+
+	UserMetadata map[string]string `json:"user_metadata,omitempty"` // since 0.38
 }
 
 // CheckpointOf is the wire's form of c.
@@ -28,7 +30,7 @@ func CheckpointOf(c api.Checkpoint) Checkpoint {
 	case api.KindExternal:
 		kind = "external" // since 0.38
 	}
-	return Checkpoint{c.Path.ID(), kind, c.Created.UTC(), c.Path, c.Bytes, c.Public, inUTC(c.Expires)}
+	return Checkpoint{c.Path.ID(), kind, c.Created.UTC(), c.Path, c.Bytes, c.Public, inUTC(c.Expires), c.UserMetadata}
 }
 
 func inUTC(t time.Time) time.Time {

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"encoding/json"
 	"net/url"
 	"strings"
 	"testing"
@@ -36,6 +37,29 @@ func TestListQuery(t *testing.T) {
 		q, _ := url.ParseQuery(text)
 		if _, err := DecodeListQuery(q); err == nil || !strings.Contains(err.Error(), want) || api.CodeOf(err) != api.BadRequest {
 			t.Errorf("%s: %v, wanted %s", text, err, want)
+		}
+	}
+}
+
+// TestSaveMetadata: what a client notes on a checkpoint goes into its save and comes back in lists; what is no text, as its JSON.
+func TestSaveMetadata(t *testing.T) {
+	const body = `{"model_id":"m","seq_id":1,"path":"x","user_metadata":{"a":"b","n":3,"none":null}}`
+	var state SaveWeightsRequest
+	var sampler SaveWeightsForSamplerRequest
+	for _, r := range []interface {
+		Request
+		Options() api.SaveOptions
+	}{&state, &sampler} {
+		if err := DecodeRequest([]byte(body), r); err != nil {
+			t.Fatal(err)
+		}
+		notes := r.Options().UserMetadata
+		if len(notes) != 2 || notes["a"] != "b" || notes["n"] != "3" {
+			t.Errorf("%T: the notes are %q", r, notes)
+		}
+		text, err := json.Marshal(CheckpointOf(api.Checkpoint{Path: api.Path{Run: "m", Kind: api.KindState, Name: "x"}, UserMetadata: notes}))
+		if err != nil || !strings.Contains(string(text), `"user_metadata":{"a":"b","n":"3"}`) {
+			t.Errorf("in a list: %s, %v", text, err)
 		}
 	}
 }

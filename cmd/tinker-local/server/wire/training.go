@@ -86,7 +86,7 @@ func (r *SaveWeightsRequest) check() error {
 
 // Options are the store's.
 func (r *SaveWeightsRequest) Options() api.SaveOptions {
-	return api.SaveOptions{Overwrite: r.Overwrite, TTL: ttl(r.TTLSeconds)}
+	return api.SaveOptions{Overwrite: r.Overwrite, TTL: ttl(r.TTLSeconds), UserMetadata: r.UserMetadata}
 }
 
 // SaveWeightsForSamplerRequest saves what sampling needs: under a name, or for a sampling session of its own.
@@ -119,7 +119,7 @@ func (r *SaveWeightsForSamplerRequest) check() error {
 
 // Options are the store's.
 func (r *SaveWeightsForSamplerRequest) Options() api.SaveOptions {
-	return api.SaveOptions{TTL: ttl(r.TTLSeconds)}
+	return api.SaveOptions{TTL: ttl(r.TTLSeconds), UserMetadata: r.UserMetadata}
 }
 
 func checkSave(model string, seq int64, name string, ttlSeconds *int64) error {
