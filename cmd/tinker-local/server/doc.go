@@ -17,6 +17,7 @@
 //	training.go   forward_backward, optim_step, saving
 //	load.go       loading, into a model or as the beginning of one
 //	sampling.go   sampling sessions and asample
+//	inflight.go   weights that change under their sampling sessions
 //	op.go         accepted work until its result has been fetched
 //	retrieve.go   retrieve_future
 //	completions.go retrieve_futures: which samples of a client have ended

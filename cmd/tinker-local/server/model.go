@@ -14,6 +14,8 @@ type run struct {
 	id      string
 	session *session
 	made    *engine.Future[*engine.Run]
+
+	inflight *inflight // nil: there was no save of this kind; guarded by Server.mu
 }
 
 func (s *Server) createModel(c *call) (any, error) {

@@ -19,6 +19,9 @@ type sampler struct {
 	base    string
 	path    string // of the checkpoint; "": the bare base, or a copy of a run's weights
 
+	shared *inflight // the weights, which may be newer than made; nil: made are the weights
+	seq    int64     // of the save that made is of, with shared
+
 	// guarded by Server.mu
 	joined  int64            // clients beside the first
 	watches map[int64]*watch // by client
@@ -235,6 +238,9 @@ func (s *Server) startSample(p *sampler, in api.SampleRequest, t *wire.Targets) 
 		m, err := p.made.Wait(ctx)
 		if err != nil {
 			return nil, err
+		}
+		if p.shared != nil {
+			return p.shared.sample(ctx, p.seq, m, in)
 		}
 		return m.Sample(ctx, in)
 	}

@@ -158,7 +158,7 @@ func (s *Server) saveForSampler(c *call) (any, error) {
 		return nil, err
 	}
 	if o.bad == nil && r.SessionSeqID != nil {
-		return s.saveSamplingSession(c, o, *r.SessionSeqID)
+		return s.saveSamplingSession(c, o, *r.SessionSeqID, r.Inflight())
 	}
 	return s.train(c, o, func(p engine.Place) (*op, error) {
 		f, err := p.SaveWeightsForSampler(r.Name, r.Options())
@@ -170,8 +170,8 @@ func (s *Server) saveForSampler(c *call) (any, error) {
 }
 
 // saveSamplingSession binds a copy of a run's weights to a sampling session with a number of the client's. A client that repeats the request draws
-// another number: the operation's own number tells that it is the same.
-func (s *Server) saveSamplingSession(c *call, o operation, n int64) (any, error) {
+// another number: the operation's own number tells that it is the same. shared: later saves of that kind replace the weights.
+func (s *Server) saveSamplingSession(c *call, o operation, n int64, shared bool) (any, error) {
 	model, open, err := s.run(c, o.model)
 	if err != nil {
 		return nil, err
@@ -192,7 +192,11 @@ func (s *Server) saveSamplingSession(c *call, o operation, n int64) (any, error)
 			s.samplerPlaces.give(sess.owner, 1)
 			return nil, err
 		}
-		s.addSampler(&sampler{id: name, session: sess, made: f, base: open.Base().Name})
+		made := &sampler{id: name, session: sess, made: f, base: open.Base().Name}
+		if shared {
+			s.share(model, made, o.seq)
+		}
+		s.addSampler(made)
 		return newOp(f, nil, asJSON(func(*engine.Sampler) any { return wire.SamplerSaved(name) })), nil
 	})
 }

@@ -125,7 +125,11 @@ var views = map[string]struct {
 	}},
 	"save_weights_for_sampler": {func() Request { return &SaveWeightsForSamplerRequest{} }, func(r Request) any {
 		q := r.(*SaveWeightsForSamplerRequest)
-		return object{"model_id": q.ModelID, "seq_id": q.SeqID, "name": q.Name, "session_seq_id": q.SessionSeqID}
+		view := object{"model_id": q.ModelID, "seq_id": q.SeqID, "name": q.Name, "session_seq_id": q.SessionSeqID}
+		if q.Inflight() {
+			view["inflight"] = true
+		}
+		return view
 	}},
 	"create_sampling_session": {func() Request { return &CreateSamplingSessionRequest{} }, func(r Request) any {
 		q := r.(*CreateSamplingSessionRequest)

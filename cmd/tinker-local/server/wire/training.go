@@ -96,15 +96,19 @@ type SaveWeightsForSamplerRequest struct {
 	Name         string `json:"path"`                    // of the checkpoint; "": a sampling session is wanted
 	SessionSeqID *int64 `json:"sampling_session_seq_id"` // clients draw it anew when they repeat a request: it is no part of its identity
 	TTLSeconds   *int64 `json:"ttl_seconds"`
-	Kind         string `json:"kind"`          // since 0.38: "snapshot", the default, or "inflight"
+	Kind         string `json:"kind"`          // since 0.38: "snapshot", the default, or "inflight"; see Inflight
 	UserMetadata texts  `json:"user_metadata"` // since 0.38
 }
 
 func (*SaveWeightsForSamplerRequest) name() string { return "save_weights_for_sampler" }
 
 func (r *SaveWeightsForSamplerRequest) check() error {
-	if r.Kind != "" && r.Kind != "snapshot" {
-		return api.Errorf(api.Unsupported, "kind is %q, wanted \"snapshot\": weights that change under a running sample are not served", clip(r.Kind))
+	switch {
+	case r.Kind == "", r.Kind == "snapshot", r.Inflight() && r.SessionSeqID != nil && r.SeqID > 0:
+	case r.Inflight():
+		return api.Errorf(api.BadRequest, "kind is \"inflight\", wanted a sampling session and a seq_id with it")
+	default:
+		return api.Errorf(api.Unsupported, "kind is %q, wanted \"snapshot\" or \"inflight\"", clip(r.Kind))
 	}
 	if (r.Name == "") == (r.SessionSeqID == nil) {
 		return api.Errorf(api.BadRequest, "wanted one of path and sampling_session_seq_id")
@@ -116,6 +120,9 @@ func (r *SaveWeightsForSamplerRequest) check() error {
 	}
 	return checkSave(r.ModelID, r.SeqID, r.Name, r.TTLSeconds)
 }
+
+// Inflight says whether the sampling session shares its weights with others of the run: a later save of this kind replaces them for all.
+func (r *SaveWeightsForSamplerRequest) Inflight() bool { return r.Kind == "inflight" }
 
 // Options are the store's.
 func (r *SaveWeightsForSamplerRequest) Options() api.SaveOptions {

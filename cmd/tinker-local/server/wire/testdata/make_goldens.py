@@ -144,7 +144,9 @@ add("sampler, ephemeral", "save_weights_for_sampler", dumped(types.SaveWeightsFo
     {"model_id": "m", "seq_id": 5, "name": "", "session_seq_id": 0})
 if NEWEST:
     add("sampler, in flight", "save_weights_for_sampler", dumped(types.SaveWeightsForSamplerRequest(model_id="m", seq_id=5, sampling_session_seq_id=0, kind="inflight")),
-        {"error": ["unsupported", "kind is \"inflight\""]})
+        {"model_id": "m", "seq_id": 5, "name": "", "session_seq_id": 0, "inflight": True})
+    add("sampler, named and in flight", "save_weights_for_sampler", dumped(types.SaveWeightsForSamplerRequest(model_id="m", seq_id=5, path="x", kind="inflight")),
+        {"error": ["bad_request", "kind is \"inflight\", wanted a sampling session"]})
     add("external", "save_weights_external", dumped(types.SaveWeightsExternalRequest(model_id="m", seq_id=5, path="out", ttl_seconds=3600)),
         {"model_id": "m", "seq_id": 5, "name": "out", "ttl": 3600})
     add("external, encrypted", "save_weights_external", dumped(types.SaveWeightsExternalRequest(model_id="m", seq_id=5, path="out", age_encryption_recipients=["age1x"])),
