@@ -191,9 +191,17 @@ def test_what_is_not_there_is_refused_by_name(service: Any, training: Any) -> No
 
 
 @since(0, 38)
-def test_inflight_weights_are_refused(training: Any) -> None:
-    with refused("inflight"):
-        training.save_weights_and_get_sampling_client(kind="inflight").result()
+def test_inflight_weights(training: Any) -> None:
+    """Sampling clients of this kind have the weights of the latest save, also those that were made before it."""
+    first = training.save_weights_and_get_sampling_client(kind="inflight").result(timeout=WAIT)
+    before = first.compute_logprobs(ints(TEXT)).result(timeout=WAIT)
+    settled(training.forward_backward([example()], "cross_entropy"))
+    settled(training.optim_step(adam()))
+    assert first.compute_logprobs(ints(TEXT)).result(timeout=WAIT) == before
+    second = training.save_weights_and_get_sampling_client(kind="inflight").result(timeout=WAIT)
+    after = training.save_weights_and_get_sampling_client().result(timeout=WAIT).compute_logprobs(ints(TEXT)).result(timeout=WAIT)
+    assert after != before
+    assert [s.compute_logprobs(ints(TEXT)).result(timeout=WAIT) for s in (first, second)] == [after, after]
 
 
 def test_create_from_weights(service: Any, training: Any, do: Any) -> None:
