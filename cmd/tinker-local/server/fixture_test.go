@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -440,4 +441,12 @@ func (g *gate) shut() {
 		g.f.t.Fatal(err)
 	}
 	eventually(g.f.t, "the device waits at the gate", func() bool { return g.f.engine.Status().Loading != nil })
+}
+
+// heap is how many bytes are in use.
+func heap() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }
