@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"strings"
@@ -107,7 +108,7 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	if status >= http.StatusInternalServerError && status != http.StatusServiceUnavailable {
 		level = s.log.Error
 	}
-	level("request refused", "request_id", requestID(w), "method", r.Method, "path", clipped(r.URL.Path), "status", status, "err", err)
+	level("request refused", "request_id", requestID(w), "method", clipped(r.Method), "path", clipped(r.URL.Path), "status", status, logged(err))
 	if status == http.StatusTooManyRequests {
 		w.Header().Set("Retry-After", "1")
 	}
@@ -116,6 +117,14 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		panic(bad) // two strings
 	}
 	s.send(w, v)
+}
+
+// logged is an error as the log has it: one that is the client's, by its code alone, since its text may quote what the client said.
+func logged(err error) slog.Attr {
+	if code := api.CodeOf(err); code.Category() == "user" {
+		return slog.String("code", string(code))
+	}
+	return slog.Any("err", err)
 }
 
 // read reads a JSON body into r: one that holds no prompt.

@@ -135,7 +135,7 @@ func TestCutOff(t *testing.T) {
 			time.Sleep(20 * time.Millisecond)
 		}
 	}
-	eventually(t, "polls wait", func() bool { return f.server.calls.total == 20 })
+	eventually(t, "polls wait", func() bool { return f.server.calls.all() == 20 })
 	f.server.Close()
 	for range 20 {
 		if got := <-polls; got != "train 200 server" && got != "sample 410" {

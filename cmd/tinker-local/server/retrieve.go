@@ -55,7 +55,7 @@ func (s *Server) retrieveFuture(c *call) (any, error) {
 		return cutOff(o)
 	}
 	if err != nil {
-		s.log.Debug("work failed", "request_id", requestID(c.w), "work", o.id, "err", err)
+		s.log.Debug("work failed", "request_id", requestID(c.w), "work", o.id, logged(err))
 		if out, err = jsonReply(http.StatusOK, wire.FailedOf(err)); err != nil {
 			return nil, err
 		}
