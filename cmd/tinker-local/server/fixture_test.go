@@ -43,6 +43,7 @@ type fixture struct {
 	log    *lines
 	clock  *clock
 	web    *http.Server
+	served chan struct{} // closed when it has ended
 }
 
 // setting is what a test changes.
@@ -55,6 +56,14 @@ type setting struct {
 
 // start starts a server that ends with the test. change may be nil.
 func start(t testing.TB, change func(*setting)) *fixture {
+	t.Helper()
+	f := launch(t, change)
+	t.Cleanup(f.stop)
+	return f
+}
+
+// launch starts a server that the caller stops.
+func launch(t testing.TB, change func(*setting)) *fixture {
 	t.Helper()
 	dev, err := cpu.Open(cpu.Options{Variant: "portable", Threads: 2})
 	if err != nil {
@@ -93,12 +102,8 @@ func start(t testing.TB, change func(*setting)) *fixture {
 	}
 	f.url = "http://" + l.Addr().String()
 	f.web = f.server.Web()
-	served := make(chan struct{})
-	go func() { defer close(served); f.web.Serve(Listen(l, f.server.lim.Connections)) }()
-	t.Cleanup(func() {
-		f.stop()
-		<-served
-	})
+	f.served = make(chan struct{})
+	go func() { defer close(f.served); f.web.Serve(Listen(l, f.server.lim.Connections)) }()
 	return f
 }
 
@@ -111,6 +116,7 @@ func (f *fixture) stop() {
 	f.web.Close()
 	f.engine.Close()
 	f.server = nil
+	<-f.served
 }
 
 // borrowed is a store that an engine does not close.
