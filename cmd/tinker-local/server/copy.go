@@ -40,18 +40,37 @@ func (s *Server) copyWeights(c *call) (any, error) {
 		}
 		to.Run = runID(sess.id, r.ModelSeqID)
 	}
-	if k, err := st.Info(c.Context(), to); err == nil && k.Owner == c.owner {
-		return wire.Copied(to), nil // a repeat, whose first answer was lost
+	// A repeat finds what the first has made, also when that was quicker just now.
+	there := func() bool {
+		k, err := st.Info(c.Context(), to)
+		return err == nil && k.Owner == c.owner && k.SHA256 == from.SHA256
+	}
+	if there() {
+		return wire.Copied(to), nil
+	}
+	if rec, err := st.Run(c.Context(), to.Run); err == nil && rec.UserMetadata[copiedFrom] != from.Path.String() {
+		return nil, api.Errorf(api.BadRequest, "run %s is there already: a copy needs a number that no run of the session has", to.Run)
 	}
 	if err := copyCheckpoint(c.Context(), st, from, to, c.owner, r.TTL()); err != nil {
+		if there() {
+			return wire.Copied(to), nil
+		}
 		return nil, err
+	}
+	if r.SessionID == "" {
+		s.mu.Lock()
+		s.remember(about{id: sessionOf(to.Run), owner: c.owner, created: s.opt.Now(), project: r.ProjectID})
+		s.mu.Unlock()
 	}
 	rec := api.RunRecord{
 		ID: to.Run, Owner: c.owner, BaseModel: from.BaseModel, Lora: from.Lora, LastRequest: s.opt.Now(),
-		UserMetadata: map[string]string{"copied_from": from.Path.String()},
+		UserMetadata: map[string]string{copiedFrom: from.Path.String()},
 	}
 	return wire.Copied(to), st.PutRun(c.Context(), rec)
 }
+
+// copiedFrom is the note of a copy's run about where it comes from.
+const copiedFrom = "copied_from"
 
 // copyRun is the id of the run for a copy: the same for the repeats of a request, which its client marks with a key.
 func (s *Server) copyRun(c *call, from api.Path) string {
@@ -70,7 +89,7 @@ func copyCheckpoint(ctx context.Context, st api.Store, from api.Checkpoint, to a
 	defer r.Close()
 	k := r.Checkpoint()
 	k.Path, k.Owner, k.Public = to, owner, false
-	w, err := st.Create(ctx, k, api.SaveOptions{TTL: ttl})
+	w, err := st.Create(ctx, k, api.SaveOptions{TTL: ttl, UserMetadata: k.UserMetadata})
 	if err != nil {
 		return err
 	}

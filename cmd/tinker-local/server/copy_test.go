@@ -1,8 +1,10 @@
 package server_test
 
 import (
+	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -12,7 +14,7 @@ func TestCopyWeights(t *testing.T) {
 	ann, bob := h.as(annKey), h.as(bobKey)
 	model := ann.model(ann.session(), 0)
 	ann.train(model, 1)
-	path := ann.work("save_weights", object{"model_id": model, "seq_id": 3, "path": "here"})["path"].(string)
+	path := ann.work("save_weights", object{"model_id": model, "seq_id": 3, "path": "here", "user_metadata": object{"why": "test"}})["path"].(string)
 	body := object{"source_path": path, "destination_project_id": "p"}
 
 	ann.header.Set("X-Idempotency-Key", "one")
@@ -30,6 +32,32 @@ func TestCopyWeights(t *testing.T) {
 	run := strings.Split(copied, "/")[2]
 	if rec := ann.do("GET", "/api/v1/training_runs/"+run, nil); rec["user_metadata"].(object)["copied_from"] != path || rec["last_checkpoint"] == nil {
 		t.Errorf("the copy's run is %v", rec)
+	}
+
+	page := ann.do("GET", "/api/v1/training_runs?project_id=p", nil)["training_runs"].([]any)
+	if len(page) != 2 {
+		t.Errorf("the project has the runs %v, wanted both copies", page)
+	}
+	ann.header.Del("X-Idempotency-Key")
+	own := strings.Split(model, ":")[0]
+	ann.model(own, 1)
+	ann.refused(400, "is there already", "POST", "/api/v1/copy_weights", object{"source_path": path, "session_id": own, "model_seq_id": 1})
+	// Many at once are one.
+	ann.header.Set("X-Idempotency-Key", "three")
+	var work sync.WaitGroup
+	var mu sync.Mutex
+	paths := map[any]bool{}
+	for range 8 {
+		work.Go(func() {
+			status, text := ann.send("POST", "/api/v1/copy_weights", body)
+			mu.Lock()
+			paths[fmt.Sprint(status, " ", string(text))] = true
+			mu.Unlock()
+		})
+	}
+	work.Wait()
+	if len(paths) != 1 {
+		t.Errorf("repeats at the same time got %v", paths)
 	}
 
 	for _, c := range []struct {
@@ -57,7 +85,7 @@ func TestCopyWeights(t *testing.T) {
 	loaded := bob.model(session, 5)
 	bob.work("load_weights", object{"model_id": loaded, "seq_id": 1, "path": "tinker://" + session + ":train:4/weights/here", "optimizer": true})
 	k := bob.do("GET", "/api/v1/training_runs/"+session+":train:4/checkpoints", nil)["checkpoints"].([]any)[0].(object)
-	if k["expires_at"] == nil || k["public"] != false {
+	if k["expires_at"] == nil || k["public"] != false || k["user_metadata"].(object)["why"] != "test" {
 		t.Errorf("the copy is %v, wanted one that expires and is private", k)
 	}
 }

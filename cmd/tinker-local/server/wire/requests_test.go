@@ -102,6 +102,13 @@ func batchView(r ForwardBackwardRequest) any {
 	return object{"model_id": r.ModelID, "seq_id": r.SeqID, "forward_only": r.ForwardOnly, "loss_fn": r.Input.LossFn, "config": config, "data": data}
 }
 
+func withMetadata(view object, o api.SaveOptions) object {
+	if o.UserMetadata != nil {
+		view["metadata"] = o.UserMetadata
+	}
+	return view
+}
+
 // views makes a request per route, and shows of it what make_goldens.py writes down.
 var views = map[string]struct {
 	request func() Request
@@ -117,7 +124,7 @@ var views = map[string]struct {
 	}},
 	"save_weights": {func() Request { return &SaveWeightsRequest{} }, func(r Request) any {
 		q := r.(*SaveWeightsRequest)
-		return object{"model_id": q.ModelID, "seq_id": q.SeqID, "name": q.Name, "ttl": q.Options().TTL.Seconds(), "overwrite": q.Options().Overwrite}
+		return withMetadata(object{"model_id": q.ModelID, "seq_id": q.SeqID, "name": q.Name, "ttl": q.Options().TTL.Seconds(), "overwrite": q.Options().Overwrite}, q.Options())
 	}},
 	"load_weights": {func() Request { return &LoadWeightsRequest{} }, func(r Request) any {
 		q := r.(*LoadWeightsRequest)
@@ -129,7 +136,7 @@ var views = map[string]struct {
 		if q.Inflight() {
 			view["inflight"] = true
 		}
-		return view
+		return withMetadata(view, q.Options())
 	}},
 	"create_sampling_session": {func() Request { return &CreateSamplingSessionRequest{} }, func(r Request) any {
 		q := r.(*CreateSamplingSessionRequest)
@@ -162,6 +169,10 @@ var views = map[string]struct {
 			view["targets"] = a.TargetPromptLogProbs
 		}
 		return view
+	}},
+	"copy_weights": {func() Request { return &CopyWeightsRequest{} }, func(r Request) any {
+		q := r.(*CopyWeightsRequest)
+		return object{"path": q.Path, "project": q.ProjectID, "session_id": q.SessionID, "model_seq_id": q.ModelSeqID, "ttl": q.TTL().Seconds(), "token": q.AccessToken}
 	}},
 	"save_weights_external": {func() Request { return &SaveWeightsExternalRequest{} }, func(r Request) any {
 		q := r.(*SaveWeightsExternalRequest)

@@ -149,7 +149,7 @@ func jsonResponses() []struct {
 	when := time.Date(2026, 11, 27, 22, 0, 0, 0, time.FixedZone("", 3600))
 	c := api.Checkpoint{Path: path, Owner: "me", BaseModel: "b", Lora: api.DefaultLora(), Created: when, Bytes: 1 << 40}
 	s := api.Checkpoint{Path: sampler, Created: when, Expires: when.Add(time.Hour), Public: true}
-	external := api.Checkpoint{Path: api.Path{Run: path.Run, Kind: api.KindExternal, Name: "out"}, Created: when, Bytes: 7}
+	external := api.Checkpoint{Path: api.Path{Run: path.Run, Kind: api.KindExternal, Name: "out"}, Created: when, Bytes: 7, UserMetadata: map[string]string{"k": "v"}}
 	run := api.RunRecord{ID: path.Run, Owner: "me", BaseModel: "b", Lora: api.DefaultLora(), LastRequest: when, LastCheckpoint: &c,
 		LastSamplerCheckpoint: &s, UserMetadata: map[string]string{"k": "v"}}
 	return []struct {
@@ -187,6 +187,7 @@ func jsonResponses() []struct {
 		{"Checkpoint", CheckpointOf(external)},
 		{"JoinSamplingSessionResponse", JoinedSamplingSession(3)},
 		{"FuturesRetrieveResponse", RetrieveFuturesResponse{[]Completion{CompletionOf("a", false), CompletionOf("b", true)}, 7}},
+		{"CopyWeightsResponse", Copied(path)},
 		{"SaveWeightsExternalResponseInternal", ExternalSaved(external)},
 		{"ExternalWeightsUrlsResponse", ExternalURLsResponse{map[string]string{"a": "http://localhost/a"}, when.UTC()}},
 		{"SessionSearchResponse", SessionSearchResponse{[]SessionSummary{

@@ -147,6 +147,14 @@ if NEWEST:
         {"model_id": "m", "seq_id": 5, "name": "", "session_seq_id": 0, "inflight": True})
     add("sampler, named and in flight", "save_weights_for_sampler", dumped(types.SaveWeightsForSamplerRequest(model_id="m", seq_id=5, path="x", kind="inflight")),
         {"error": ["bad_request", "kind is \"inflight\", wanted a sampling session"]})
+    add("save with notes", "save_weights", dumped(types.SaveWeightsRequest(model_id="m", path="x", seq_id=4, user_metadata={"k": "v"})),
+        {"model_id": "m", "seq_id": 4, "name": "x", "ttl": 0, "overwrite": False, "metadata": {"k": "v"}})
+    add("sampler, with notes", "save_weights_for_sampler", dumped(types.SaveWeightsForSamplerRequest(model_id="m", path="final", seq_id=5, user_metadata={"k": "v"})),
+        {"model_id": "m", "seq_id": 5, "name": "final", "session_seq_id": None, "metadata": {"k": "v"}})
+    add("copy", "copy_weights", dumped(types.CopyWeightsRequest(source_path="tinker://r/weights/x", destination_project_id="p", ttl_seconds=3600, weights_access_token="tml-x")),
+        {"path": "tinker://r/weights/x", "project": "p", "session_id": "", "model_seq_id": 0, "ttl": 3600, "token": "tml-x"})
+    add("copy into a session", "copy_weights", dumped(types.CopyWeightsRequest(source_path="tinker://r/sampler_weights/x", session_id="S", model_seq_id=3)),
+        {"path": "tinker://r/sampler_weights/x", "project": "", "session_id": "S", "model_seq_id": 3, "ttl": 0, "token": ""})
     add("external", "save_weights_external", dumped(types.SaveWeightsExternalRequest(model_id="m", seq_id=5, path="out", ttl_seconds=3600)),
         {"model_id": "m", "seq_id": 5, "name": "out", "ttl": 3600})
     add("external, encrypted", "save_weights_external", dumped(types.SaveWeightsExternalRequest(model_id="m", seq_id=5, path="out", age_encryption_recipients=["age1x"])),
