@@ -146,3 +146,52 @@ func TestArrival(t *testing.T) {
 		t.Errorf("a request has waited %v for one that was refused", took)
 	}
 }
+
+// TestCustomLossIsOneForward: what forward_backward_custom of the SDK sends, a forward and then a backward with other weights, costs one
+// forward; a forward that nothing matches costs what it always does.
+func TestCustomLossIsOneForward(t *testing.T) {
+	f := newFolders(t)
+	r := raw{t, start(t, f)}
+	model := r.model()
+	products := func() float64 {
+		t.Helper()
+		var report struct {
+			Products []struct {
+				Forward, Recompute float64
+			}
+		}
+		if err := json.Unmarshal([]byte(f.run(t, "ps", "--json")), &report); err != nil || len(report.Products) != 1 {
+			t.Fatalf("%v: %+v", err, report)
+		}
+		return report.Products[0].Forward + report.Products[0].Recompute
+	}
+	last := products()
+	since := func() float64 { now := products(); defer func() { last = now }(); return now - last }
+
+	r.result(r.submit("forward_backward", pass(model, 1, "hello world")))
+	one := since()
+	for seq, c := range []struct {
+		second   string
+		forwards float64
+	}{{"hello world", 1}, {"other world", 2}} {
+		first := pass(model, 2*seq+2, "hello world")
+		first["forward_input"] = first["forward_backward_input"]
+		delete(first, "forward_backward_input")
+		seen := r.result(r.submit("forward", first))
+		weights := make([]float64, len(c.second)-1)
+		for i := range weights {
+			weights[i] = -0.5 * float64(i)
+		}
+		second := pass(model, 2*seq+3, c.second)
+		inputs := second["forward_backward_input"].(object)["data"].([]object)[0]["loss_fn_inputs"].(object)
+		inputs["weights"] = object{"dtype": "float32", "data": weights}
+		again := r.result(r.submit("forward_backward", second))
+		if same := fmt.Sprint(seen["loss_fn_outputs"]) == fmt.Sprint(again["loss_fn_outputs"]); same != (c.forwards == 1) {
+			t.Errorf("then %q: the outputs are the same: %v", c.second, same)
+		}
+		// A forward alone needs a little less than one that a backward follows.
+		if got := since() / one; one <= 0 || got < 0.95*c.forwards || got > c.forwards {
+			t.Errorf("then %q: products of %v forwards, wanted those of %v", c.second, got, c.forwards)
+		}
+	}
+}
