@@ -173,28 +173,31 @@ func (p *archive) writeTo(ctx context.Context, w io.Writer, count *progress) err
 		if err := t.WriteHeader(e.header()); err != nil {
 			return err
 		}
-		if e.tensors == nil {
-			if _, err := t.Write(e.text); err != nil {
-				return err
-			}
-			continue
-		}
-		tensors := make([]hf.Source, len(e.tensors))
-		for j, s := range e.tensors {
-			s.Write = func(w io.Writer) error {
-				data := make([]byte, 4*length(e.from[j]))
-				if err := p.r.Read(ctx, e.from[j].Name, data); err != nil {
-					return err
-				}
-				return put(ctx, w, data, count)
-			}
-			tensors[j] = s
-		}
-		if err := hf.WriteSafetensors(t, tensors, peftMetadata); err != nil {
+		if err := p.writeEntry(ctx, t, e, count); err != nil {
 			return err
 		}
 	}
 	return t.Close()
+}
+
+// writeEntry writes the content of a file.
+func (p *archive) writeEntry(ctx context.Context, w io.Writer, e *entry, count *progress) error {
+	if e.tensors == nil {
+		_, err := w.Write(e.text)
+		return err
+	}
+	tensors := make([]hf.Source, len(e.tensors))
+	for j, s := range e.tensors {
+		s.Write = func(w io.Writer) error {
+			data := make([]byte, 4*length(e.from[j]))
+			if err := p.r.Read(ctx, e.from[j].Name, data); err != nil {
+				return err
+			}
+			return put(ctx, w, data, count)
+		}
+		tensors[j] = s
+	}
+	return hf.WriteSafetensors(w, tensors, peftMetadata)
 }
 
 func (p *archive) writeFile(ctx context.Context, path string, o WriteOptions) error {

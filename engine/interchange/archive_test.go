@@ -187,6 +187,42 @@ func TestArchiveContents(t *testing.T) {
 	expect(t, "no moments", err, api.BadRequest, "archive of tinker://run-2/weights/x: checkpoint tinker://run-2/weights/x has weights only, no optimizer state")
 }
 
+// TestArchiveFiles: files that are sent one by one are those of the archive.
+func TestArchiveFiles(t *testing.T) {
+	for shape, many := range map[string]bool{"experts": true, "dense": false} {
+		st, sites := memory(t), sitesOf(t, enginetest.Small)
+		if many {
+			sites = sitesOf(t, experts)
+		}
+		c := saved(t, st, sites, state("run-1", seeded(2, true, true, true)))
+		if got := FromCheckpoint(opened(t, st, c.Path)).ExpertFactors(); got != many {
+			t.Errorf("%s: there are factors of experts: %v", shape, got)
+		}
+		sent, err := ArchiveFiles(opened(t, st, c.Path), ArchiveOptions{Optimizer: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := tar.NewReader(bytes.NewReader(archiveOf(t, st, c.Path, ArchiveOptions{Optimizer: true})))
+		for _, f := range sent {
+			h, err := r.Next()
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, err := io.ReadAll(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var b bytes.Buffer
+			if err := f.Write(context.Background(), &b); err != nil || f.Name != h.Name || f.Bytes != h.Size || !bytes.Equal(b.Bytes(), want) {
+				t.Errorf("%s: %s has %d bytes (%v), announced %d; the archive has %s with %d", shape, f.Name, b.Len(), err, f.Bytes, h.Name, h.Size)
+			}
+		}
+		if _, err := r.Next(); !errors.Is(err, io.EOF) {
+			t.Errorf("%s: the archive has more: %v", shape, err)
+		}
+	}
+}
+
 // TestPlanArchive: an archive in a file is there whole or not at all.
 func TestPlanArchive(t *testing.T) {
 	st := memory(t)

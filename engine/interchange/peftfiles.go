@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 
 	"tinkerlocal/engine/api"
 )
@@ -55,3 +56,22 @@ func PEFTFiles(a *Adapter, o PEFTOptions) ([]File, error) {
 		{completeFile, 0, func(context.Context, io.Writer) error { return nil }},
 	}, nil
 }
+
+// ArchiveFiles are the files of the archive that [WriteArchive] writes, each by itself, in their order. One tensor at a time is in memory.
+func ArchiveFiles(r api.CheckpointReader, o ArchiveOptions) ([]File, error) {
+	p, err := planArchive(r, o)
+	if err != nil {
+		return nil, fmt.Errorf("files of %v: %w", r.Checkpoint().Path, err)
+	}
+	files := make([]File, len(p.entries))
+	for i := range p.entries {
+		e := &p.entries[i]
+		files[i] = File{e.name, e.size, func(ctx context.Context, w io.Writer) error {
+			return p.writeEntry(ctx, w, e, newProgress(WriteOptions{Progress: func(int64, int64) {}}, 0))
+		}}
+	}
+	return files, nil
+}
+
+// ExpertFactors reports whether an adapter has factors of experts.
+func (a *Adapter) ExpertFactors() bool { return slices.ContainsFunc(a.Factors, isExperts) }

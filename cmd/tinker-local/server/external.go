@@ -79,7 +79,8 @@ func (s *Server) externalFile(c *call) (any, error) {
 	}, nil
 }
 
-// files are those of a checkpoint as a PEFT folder. Close the reader.
+// files are those of a checkpoint for other programs: a PEFT folder, or, of a model with experts, the files of an archive, because the
+// official tools build PEFT folders of those from that form alone. Close the reader.
 func (s *Server) files(ctx context.Context, p api.Path) (api.CheckpointReader, []interchange.File, error) {
 	st, err := s.store()
 	if err != nil {
@@ -89,7 +90,12 @@ func (s *Server) files(ctx context.Context, p api.Path) (api.CheckpointReader, [
 	if err != nil {
 		return nil, nil, err
 	}
-	files, err := interchange.PEFTFiles(interchange.FromCheckpoint(r), interchange.PEFTOptions{})
+	var files []interchange.File
+	if a := interchange.FromCheckpoint(r); a.ExpertFactors() {
+		files, err = interchange.ArchiveFiles(r, interchange.ArchiveOptions{})
+	} else {
+		files, err = interchange.PEFTFiles(a, interchange.PEFTOptions{})
+	}
 	if err != nil {
 		r.Close()
 		return nil, nil, err

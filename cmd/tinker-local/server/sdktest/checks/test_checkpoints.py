@@ -190,6 +190,20 @@ def test_external_weights(training: Any, rest: Any, do: Any) -> None:
     do(rest, "delete_checkpoint_from_tinker_path", path)
 
 
+@since(0, 38)
+def test_external_weights_of_experts(service: Any, rest: Any) -> None:
+    """In the one form that the official tools read: the factors of all experts of a layer in one tensor, what they share once."""
+    run = service.create_lora_training_client("goldens/qwen3moe-hub", rank=3).result()
+    answer = rest.get_external_weights_urls(run.save_weights_external("out").result().path).result()
+    tensors = safetensors(urllib.request.urlopen(answer.urls["adapter_model.safetensors"], timeout=60).read())
+    shapes = {k.split("layers.0.mlp.experts.")[1]: v.shape for k, v in tensors.items() if "layers.0.mlp.experts." in k}
+    d, f, n = 22, 9, 6
+    assert shapes == {
+        "w1.lora_A.weight": (1, 3, d), "w1.lora_B.weight": (n, f, 3), "w3.lora_A.weight": (1, 3, d), "w3.lora_B.weight": (n, f, 3),
+        "w2.lora_A.weight": (n, 3, f), "w2.lora_B.weight": (1, d, 3),
+    }  # fmt: skip
+
+
 def adapter(files: dict[str, bytes]) -> None:
     config = json.loads(files["adapter_config.json"])
     assert (config["r"], config["lora_alpha"], config["peft_type"]) == (4, 32, "LORA")
