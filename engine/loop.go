@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"context"
 	"errors"
 	"io"
 	"runtime"
@@ -355,7 +354,7 @@ func (e *Engine) shutdown() {
 	runs := e.turns.Members()
 	e.mu.Unlock()
 	for _, r := range runs {
-		r.recordNow(context.Background())
+		r.recordNow()
 		e.freeRun(r)
 	}
 	for _, name := range sortedNames(e.bases) {

@@ -22,7 +22,7 @@ func (r *Run) touch() {
 // record writes what the store keeps of the run, in the background. e.mu is held.
 func (r *Run) record() {
 	if rec, changed := r.entry(); changed && !r.e.closed {
-		r.chain("record run", func() { r.e.putRun(r.e.ctx, rec) }, func() {})
+		r.chain("record run", func() { r.e.putRun(rec) }, func() {})
 	}
 }
 
@@ -39,12 +39,12 @@ func (r *Run) whenRecorded(end func()) {
 }
 
 // recordNow writes what has changed and waits for it.
-func (r *Run) recordNow(ctx context.Context) {
+func (r *Run) recordNow() {
 	r.e.mu.Lock()
 	rec, changed := r.entry()
 	r.e.mu.Unlock()
 	if changed {
-		r.e.putRun(ctx, rec)
+		r.e.putRun(rec)
 	}
 }
 
@@ -59,8 +59,9 @@ func (r *Run) entry() (rec api.RunRecord, changed bool) {
 	}, true
 }
 
-func (e *Engine) putRun(ctx context.Context, rec api.RunRecord) {
-	if err := e.opt.Checkpoints.PutRun(ctx, rec); err != nil {
+// putRun writes a record, also while the engine closes: that waits for it.
+func (e *Engine) putRun(rec api.RunRecord) {
+	if err := e.opt.Checkpoints.PutRun(context.Background(), rec); err != nil {
 		e.log.Warn("record run", "run", rec.ID, "err", err)
 	}
 }

@@ -133,7 +133,7 @@ func (s *saving) step() (status, error) {
 		if err = e.ended(err); err != nil {
 			e.log.Debug("operation failed", "op", s.entry.name, "err", err)
 		}
-		r.recordNow(e.ctx)
+		r.recordNow()
 		s.future.set(c, err)
 	})
 	return done, nil
