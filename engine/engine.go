@@ -48,8 +48,10 @@ type Options struct {
 	Losses Losses // nil: the built-in losses. Owned by the engine as Device is, if it is an io.Closer
 	// Checkpoints keeps what runs save. Owned by the engine as Device is. Nil: saving and loading by path are refused.
 	Checkpoints api.Store
-	Limits      Limits        // zero fields have defaults
-	Store       kernels.DType // how base weights are kept, F32 or BF16; 0: as the checkpoint has them
+	// Shelf keeps weights of idle samplers when device memory is short. Owned by the engine as Device is. Nil: the host's memory does.
+	Shelf  Shelf
+	Limits Limits        // zero fields have defaults
+	Store  kernels.DType // how base weights are kept, F32 or BF16; 0: as the checkpoint has them
 
 	// Detokenizer reads a base model's tokenizer, once, when the base is loaded, and returns what makes a
 	// decoder for each sampled sequence. Nil, or an error: requests with stop strings are refused.
@@ -100,6 +102,8 @@ type Engine struct {
 	helds []*Held // open, the oldest first; the device's goroutine only
 
 	states map[*lora.State]bool // copies of adapters being saved; the device's goroutine only
+
+	aside aside // samplers whose weights are; see idle.go
 }
 
 // Open starts an engine on a device. It returns at once; base models are loaded when they are first
@@ -129,6 +133,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	e := &Engine{
 		dev: o.Device, info: o.Device.Info(), opt: o, lim: o.Limits.withDefaults(), log: o.Log,
 		wake: make(chan struct{}, 1), exited: make(chan struct{}),
+		aside: aside{pages: map[*Sampler]*page{}, waiting: map[*Sampler][]*request{}},
 		bases: map[string]*base{}, sessions: map[*Session]bool{}, states: map[*lora.State]bool{},
 	}
 	e.ctx, e.stop = context.WithCancel(context.Background())

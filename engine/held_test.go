@@ -441,7 +441,8 @@ func TestAccounts(t *testing.T) {
 	})
 	s := e.NewSession()
 	keep := newRun(t, s, "small", 1)
-	draw(t, sampler(t, keep), ask(tokens(1, 4), 1, 4, 1))
+	p := sampler(t, keep)
+	draw(t, p, ask(tokens(1, 4), 1, 4, 1))
 	accounts := func() engine.Accounts { f, err := s.Accounts(); return wait(t, f, err) }
 	before := accounts()
 	if before.Tapes != 0 || before.Holds != 0 || before.Frames == 0 {
@@ -474,6 +475,7 @@ func TestAccounts(t *testing.T) {
 		f, err := r.ForwardBackwardCustom(data, squares{}, nil)
 		wait(t, f, err)
 		r.Close()
+		draw(t, p, ask(tokens(1, 4), 1, 4, 1)) // its weights may have been set aside
 		for end := time.Now().Add(time.Minute); accounts() != before; {
 			if time.Now().After(end) {
 				t.Fatalf("round %d: %+v, before %+v", i, accounts(), before)

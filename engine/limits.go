@@ -83,6 +83,11 @@ type Limits struct {
 	// after that costs its forward twice.
 	KeptForwards int
 
+	// IdleBytes bounds the weights of idle samplers that are set aside when device memory is short, IdleHostBytes those that
+	// no Shelf takes. Defaults 64 GiB and 8 GiB: hundreds of steps of reinforcement learning. Beyond it, samplers that nobody has drawn from
+	// for the longest time are given up.
+	IdleBytes, IdleHostBytes int64
+
 	// Holds is how many a run may have open. Default 64: each keeps its batch on the host.
 	Holds int
 }
@@ -103,6 +108,12 @@ func (l Limits) withDefaults() Limits {
 	}
 	if l.KeptForwards == 0 {
 		l.KeptForwards = 64
+	}
+	if l.IdleBytes <= 0 {
+		l.IdleBytes = 64 << 30
+	}
+	if l.IdleHostBytes <= 0 {
+		l.IdleHostBytes = 8 << 30
 	}
 	if l.GapWait <= 0 {
 		l.GapWait = 30 * time.Second

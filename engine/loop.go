@@ -263,7 +263,7 @@ func (e *Engine) decode() {
 		incoming := b.incoming
 		b.incoming = nil
 		e.mu.Unlock()
-		if len(incoming) == 0 && (b.batch == nil || !b.batch.Busy()) {
+		if incoming = e.present(incoming); len(incoming) == 0 && (b.batch == nil || !b.batch.Busy()) {
 			continue
 		}
 		b.touch()
@@ -327,6 +327,7 @@ func (e *Engine) failAll(err error) {
 	for _, r := range requests {
 		r.fail(err)
 	}
+	e.failWaiting(err)
 	for _, b := range e.bases {
 		if b.batch != nil {
 			b.batch.FailAll(err)
@@ -365,6 +366,9 @@ func (e *Engine) shutdown() {
 	}
 	if c, ok := e.opt.Losses.(io.Closer); ok {
 		e.closeErr = errors.Join(e.closeErr, c.Close())
+	}
+	if s := e.opt.Shelf; s != nil {
+		e.closeErr = errors.Join(e.closeErr, s.Close())
 	}
 	if s := e.opt.Checkpoints; s != nil {
 		if err := s.Close(); err != nil {

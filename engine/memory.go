@@ -35,10 +35,11 @@ func (e *Engine) need(what string, bytes int64, b *base) error {
 }
 
 // makeRoom gives up what can be made again until bytes fit for b's work, or nothing is left: first what nobody misses, that is what forwards
-// keep for a backward that may never come, buffers that other bases keep for their next batch, and key/value pools without a sampler; then tapes of holds, the oldest first, which are a
-// forward each; then bases that nobody uses, which are a load each. It returns the room there is then.
+// keep for a backward that may never come, buffers that other bases keep for their next batch, and key/value pools without a sampler; then weights of samplers that nobody draws from, which are brought back
+// when somebody does; then tapes of holds, the oldest first, which are a forward each; then bases that nobody uses, which are a load each. It returns the room there is then.
 func (e *Engine) makeRoom(b *base, bytes int64) int64 {
-	room := e.trim(b, bytes)
+	e.trim(b, bytes)
+	room := e.setAside(b, bytes)
 	for _, h := range e.helds {
 		if bytes <= room {
 			return room
@@ -81,9 +82,10 @@ func (e *Engine) trim(b *base, bytes int64) int64 {
 	return room
 }
 
-// unload gives up bases that nobody uses, too: the one that was used longest ago first, and no more than needed.
+// unload sets weights of idle samplers aside and gives up bases that nobody uses, too: the one that was used longest ago first, and no more than needed.
 func (e *Engine) unload(b *base, bytes int64) int64 {
-	room := e.trim(b, bytes)
+	e.trim(b, bytes)
+	room := e.setAside(b, bytes)
 	for bytes > room {
 		x := e.idlest(b)
 		if x == nil {
@@ -109,6 +111,9 @@ func (e *Engine) idlest(b *base) (x *base) {
 // idleBytes is about what unload can give.
 func (e *Engine) idleBytes(b *base) (n int64) {
 	n = e.guessBytes()
+	for _, p := range e.idleSamplers() {
+		n += p.snap.Bytes()
+	}
 	for _, x := range e.bases {
 		if x.batch != nil && x.samplers == 0 {
 			n += x.kvBytes

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"tinkerlocal/engine/api"
 	"tinkerlocal/engine/lora"
@@ -16,8 +17,13 @@ type Sampler struct {
 	session *Session
 	base    *base
 	snap    *lora.Snapshot // nil: the bare base
-	users   int            // requests under way, and one while it is open; guarded by e.mu
-	closed  bool           // guarded by e.mu
+	away    bool           // snap is set aside: see idle.go; the device's goroutine only
+
+	// guarded by e.mu
+	users  int // requests under way, and one while it is open
+	used   time.Time
+	closed bool
+	lost   error // why it was closed by nobody; nil: somebody has closed it
 }
 
 // newSampler makes a sampler on the device's goroutine. w nil: of the bare base.
@@ -62,7 +68,7 @@ func (e *Engine) openSampler(s *Session, b *base, snap *lora.Snapshot) (*Sampler
 		e.used += e.snapshotBytes(b, snap.Config)
 	}
 	b.samplers++
-	p := &Sampler{e: e, session: s, base: b, snap: snap, users: 1}
+	p := &Sampler{e: e, session: s, base: b, snap: snap, users: 1, used: e.opt.Now()}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if s.closed {
@@ -76,10 +82,12 @@ func (e *Engine) openSampler(s *Session, b *base, snap *lora.Snapshot) (*Sampler
 
 // unuse counts a user less; the last one's leaving frees the snapshot. e.mu is held.
 func (p *Sampler) unuse() {
+	p.used = p.e.opt.Now()
 	if p.users--; p.users > 0 {
 		return
 	}
 	p.e.post(job{name: "close sampler", do: func() {
+		p.e.dropPage(p)
 		if p.snap != nil {
 			p.e.freeSnapshot(p.base, p.snap)
 		}
@@ -288,6 +296,8 @@ func (p *Sampler) submit(ctx context.Context, q *request) (err error) {
 	defer e.mu.Unlock()
 	switch err = e.usable(); {
 	case err != nil:
+	case p.lost != nil:
+		err = p.lost
 	case p.closed:
 		err = errSamplerClosed
 	case e.sampling >= e.lim.SampleRequests:
@@ -300,6 +310,7 @@ func (p *Sampler) submit(ctx context.Context, q *request) (err error) {
 	}
 	e.sampling++
 	p.users++
+	p.used = e.opt.Now()
 	q.release = context.AfterFunc(ctx, q.drop)
 	p.base.incoming = append(p.base.incoming, q)
 	e.signal()
@@ -319,6 +330,7 @@ func (q *request) end(out api.SampleOutput, err error) {
 	e.mu.Lock()
 	e.sampling--
 	q.sampler.unuse()
+	e.retry()
 	e.mu.Unlock()
 	q.settle(out, err)
 	if q.stream != nil {

@@ -55,8 +55,12 @@ func Open(ctx context.Context, o Options) (_ *engine.Engine, err error) {
 	if err != nil {
 		return nil, err
 	}
+	var aside engine.Shelf // only whoever has the state directory may use its folder
 	if checkpoints == nil {
 		checkpoints, err = openStore(o)
+		if err == nil && o.State != "" {
+			aside, err = openShelf(o.State)
+		}
 	}
 	if err != nil {
 		dev.Close()
@@ -64,7 +68,7 @@ func Open(ctx context.Context, o Options) (_ *engine.Engine, err error) {
 	}
 	e, err := engine.Open(ctx, engine.Options{
 		Device: dev, Models: Models{Dir: o.Models, HubCache: o.HubCache, Paths: o.Paths}, Limits: o.Limits, Store: weights,
-		Checkpoints: checkpoints, Losses: &lazyLosses{state: o.State, log: o.Log},
+		Checkpoints: checkpoints, Shelf: aside, Losses: &lazyLosses{state: o.State, log: o.Log},
 		Detokenizer: detokenizer, Progress: o.Progress, Log: o.Log,
 	})
 	if err != nil {

@@ -142,7 +142,7 @@ func (a *Adapter) Snapshot() (*Snapshot, error) {
 		a.dev.Free(flat.Buf)
 		return nil, err
 	}
-	return &Snapshot{Weights: newWeights(a.dev, a.sites, a.Config, flat, kernels.Tensor{}), Config: a.Config, Version: a.Version}, nil
+	return &Snapshot{Weights: newWeights(a.dev, a.sites, a.Config, flat, kernels.Tensor{}), Config: a.Config, Version: a.Version, sites: a.sites}, nil
 }
 
 // Gradients downloads the accumulated gradient of every factor, named as the factor.

@@ -71,6 +71,8 @@ type Snapshot struct {
 	*Weights
 	Config  api.LoraConfig
 	Version int64
+
+	sites []Site
 }
 
 // NewSnapshot puts factors from a file on the device. ts must hold factors that c has on sites, in any order; a module of which
@@ -92,11 +94,40 @@ func NewSnapshot(dev kernels.Device, sites []Site, c api.LoraConfig, ts []Tensor
 		dev.Free(flat.Buf)
 		return nil, err
 	}
-	return &Snapshot{Weights: newWeights(dev, sites, c, flat, kernels.Tensor{}), Config: c}, nil
+	return &Snapshot{Weights: newWeights(dev, sites, c, flat, kernels.Tensor{}), Config: c, sites: sites}, nil
 }
 
 // Free gives the device memory back.
 func (s *Snapshot) Free() { s.dev.Free(s.flat.Buf) }
+
+// Bytes is the device memory that it takes, and the length of what Save gives.
+func (s *Snapshot) Bytes() int64 { return s.flat.Bytes() }
+
+// Save downloads the weights, to the bit.
+func (s *Snapshot) Save() ([]byte, error) {
+	b := make([]byte, s.flat.Bytes())
+	if err := s.dev.Download(b, s.flat); err != nil {
+		return nil, fmt.Errorf("read adapter snapshot: %w", err)
+	}
+	return b, nil
+}
+
+// Restore puts what Save gave on the device again after Free. Its Weights stay the same pointer.
+func (s *Snapshot) Restore(b []byte) error {
+	if int64(len(b)) != s.flat.Bytes() {
+		return fmt.Errorf("restore adapter snapshot: got %d bytes, wanted %d", len(b), s.flat.Bytes())
+	}
+	flat, err := kernels.NewTensor(s.dev, s.flat.DType, s.flat.Len())
+	if err != nil {
+		return fmt.Errorf("adapter snapshot: %w", err)
+	}
+	if err := s.dev.Upload(flat, b); err != nil {
+		s.dev.Free(flat.Buf)
+		return fmt.Errorf("restore adapter snapshot: %w", err)
+	}
+	*s.Weights = *newWeights(s.dev, s.sites, s.Config, flat, kernels.Tensor{})
+	return nil
+}
 
 // Fold is what B is multiplied by when an adapter whose B·A is scaled by scale becomes one of ours, scaled by LoraAlpha/rank. The product
 // is rounded once; for a power of two it is exact.
