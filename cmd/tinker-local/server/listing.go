@@ -195,43 +195,32 @@ func listFor(c *call, st api.Store, q api.CheckpointQuery) (api.CheckpointPage, 
 	return api.CheckpointPage{Checkpoints: known[lo:hi], Total: len(known)}, err
 }
 
+// edit does something to a checkpoint that the call names and its caller owns.
+func (s *Server) edit(c *call, do func(api.Store, context.Context, api.Path) error) (any, error) {
+	st, p, err := s.owned(c)
+	if err != nil {
+		return nil, err
+	}
+	return nil, do(st, c.Context(), p)
+}
+
 // deleteCheckpoint deletes one. To delete again what is gone is no error to a client that has lost the first answer, but it
 // may as well be a wrong name: it is told.
-func (s *Server) deleteCheckpoint(c *call) (any, error) {
-	st, p, err := s.owned(c)
-	if err != nil {
-		return nil, err
-	}
-	return nil, st.Delete(c.Context(), p)
-}
+func (s *Server) deleteCheckpoint(c *call) (any, error) { return s.edit(c, api.Store.Delete) }
 
-func (s *Server) publish(c *call) (any, error) {
-	st, p, err := s.owned(c)
-	if err != nil {
-		return nil, err
-	}
-	return nil, st.Publish(c.Context(), p)
-}
+func (s *Server) publish(c *call) (any, error) { return s.edit(c, api.Store.Publish) }
 
-func (s *Server) unpublish(c *call) (any, error) {
-	st, p, err := s.owned(c)
-	if err != nil {
-		return nil, err
-	}
-	return nil, st.Unpublish(c.Context(), p)
-}
+func (s *Server) unpublish(c *call) (any, error) { return s.edit(c, api.Store.Unpublish) }
 
 func (s *Server) setTTL(c *call) (any, error) {
 	var r wire.TTLRequest
 	if err := s.read(c, &r); err != nil {
 		return nil, err
 	}
-	st, p, err := s.owned(c)
-	if err != nil {
-		return nil, err
-	}
-	if r.Seconds == nil {
-		return nil, st.ClearTTL(c.Context(), p)
-	}
-	return nil, st.SetTTL(c.Context(), p, r.TTL())
+	return s.edit(c, func(st api.Store, ctx context.Context, p api.Path) error {
+		if r.Seconds == nil {
+			return st.ClearTTL(ctx, p)
+		}
+		return st.SetTTL(ctx, p, r.TTL())
+	})
 }
