@@ -40,7 +40,7 @@ DESTDIR  ?=
 
 say = @printf '== %s\n'
 
-.PHONY: help program build library install run test check soak bench gpu-check losses clean \
+.PHONY: help program build library install run test check soak acceptance bench gpu-check losses clean \
         check-format check-vet check-staticcheck check-walls check-build check-cross check-generated check-tidy check-c check-cuda \
         build/gpu/cudacheck
 
@@ -173,6 +173,9 @@ soak: ## the long forms: more seeds, race detector, every fuzz target
 	else echo 'skipped: the race detector needs a C compiler'; fi
 	$(say) 'fuzzing'
 	.ci/fuzz $(FUZZ_SECONDS)
+
+acceptance: program ## official recipes and tools against tinker-local serve, with torch; CASES='P4 P11' to narrow
+	$(PYTHON) acceptance/run.py $(CASES)
 
 bench: ## run the Go benchmarks; writes benchmarks/results/ with machine, commit and spread
 	$(PYTHON) benchmarks/bench.py --bench '$(BENCH)' --count $(BENCH_COUNT)

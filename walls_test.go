@@ -339,7 +339,7 @@ func expectOne(t *testing.T, name string, messages []string, want string) {
 	}
 }
 
-// sourceFiles returns the module's files of one kind, relative to its root. Nested modules, testdata and
+// sourceFiles returns the module's files of one kind, relative to its root. Nested modules, testdata, what is built and
 // folders that the Go tool ignores are left out.
 func sourceFiles(t *testing.T, suffix string) []string {
 	t.Helper()
@@ -353,7 +353,7 @@ func sourceFiles(t *testing.T, suffix string) []string {
 			if path == "." {
 				return nil
 			}
-			if name == "testdata" || strings.HasPrefix(name, ".") || strings.HasPrefix(name, "_") {
+			if path == "build" || name == "testdata" || strings.HasPrefix(name, ".") || strings.HasPrefix(name, "_") {
 				return fs.SkipDir
 			}
 			if _, err := os.Stat(filepath.Join(path, "go.mod")); err == nil {

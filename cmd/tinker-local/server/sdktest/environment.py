@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Builds the Python environment of tests with official packages, unless it is there, and prints its folder.
 
-    environment.py [--site DIR] FOLDER REQUIREMENTS [VERSIONS]
+    environment.py [--versions FILE] [--site DIR] FOLDER REQUIREMENTS...
 
-FOLDER/KEY/venv is a virtual environment with the packages of the file REQUIREMENTS, all pinned; KEY names the interpreter and what the
-files say, so that a change of either makes a new environment, and the old ones are removed. For each line V of the file VERSIONS, FOLDER/KEY/tinker-V
-holds the package tinker of that version, to be put on PYTHONPATH. --site adds a folder of packages that are used where REQUIREMENTS has none:
+FOLDER/KEY/venv is a virtual environment with the packages of the files REQUIREMENTS, all pinned; KEY names the interpreter and what the
+files say, so that a change of either makes a new environment, and the old ones are removed. For each line V of the file --versions, FOLDER/KEY/tinker-V
+holds the package tinker of that version, to be put on PYTHONPATH. --site adds a folder of packages that are used where REQUIREMENTS have none:
 a large library that the machine has need not be installed again.
 
 Exit code 3: it cannot be built here, for the reason on standard error.
@@ -28,14 +28,14 @@ OLDEST = (3, 11)  # that the pinned packages run on
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--site", type=Path, action="append", default=[])
+    parser.add_argument("--versions", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("requirements", type=Path)
-    parser.add_argument("versions", type=Path, nargs="?")
+    parser.add_argument("requirements", type=Path, nargs="+")
     args = parser.parse_args()
     if sys.version_info < OLDEST:
         cannot(f"{sys.executable} is Python {sys.version.split()[0]}, wanted {OLDEST[0]}.{OLDEST[1]} or newer")
     versions = args.versions.read_text().split() if args.versions else []
-    said = "\n".join([sys.executable, sys.version, args.requirements.read_text(), *versions, *map(str, args.site)])
+    said = "\n".join([sys.executable, sys.version, *(r.read_text() for r in args.requirements), *versions, *map(str, args.site)])
     folder = args.folder.resolve() / ("py%d.%d-" % sys.version_info[:2] + hashlib.sha256(said.encode()).hexdigest()[:12])
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.parent / "lock", "w") as lock:
@@ -45,16 +45,17 @@ def main() -> None:
     print(folder)
 
 
-def build(folder: Path, requirements: Path, versions: list[str], sites: list[Path]) -> None:
+def build(folder: Path, requirements: list[Path], versions: list[str], sites: list[Path]) -> None:
     for old in folder.parent.glob("py*"):
         shutil.rmtree(old)
-    print(f"building {folder} (a minute, once)", file=sys.stderr, flush=True)
+    print(f"building {folder} (once)", file=sys.stderr, flush=True)
     try:
         venv.create(folder / "venv", with_pip=True)
     except (ImportError, OSError, subprocess.CalledProcessError) as e:
         cannot(f"no virtual environment can be made: {e}")
     python = folder / "venv" / "bin" / "python"
-    pip(python, "--requirement", str(requirements))
+    for r in requirements:
+        pip(python, "--requirement", str(r))
     for v in versions:
         pip(python, "--target", str(folder / f"tinker-{v}"), f"tinker=={v}")
     packages = subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True).strip()

@@ -40,7 +40,7 @@ var install = sync.OnceValues(func() (python, error) {
 		return python{}, err
 	}
 	var out, problem bytes.Buffer
-	c := exec.Command(cmp.Or(os.Getenv("PYTHON"), "python3"), "environment.py", filepath.Join(root, "build", "sdk"), "requirements.txt", "versions.txt")
+	c := exec.Command(cmp.Or(os.Getenv("PYTHON"), "python3"), "environment.py", "--versions", "versions.txt", filepath.Join(root, "build", "sdk"), "requirements.txt")
 	c.Stdout, c.Stderr = &out, &problem
 	if err := c.Run(); err != nil {
 		return python{}, errors.Join(errors.New("the official SDK cannot be installed here: "+strings.TrimSpace(problem.String())), err)
