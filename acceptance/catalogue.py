@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ def command_line(s: Stage) -> None:
 
 
 def numerics(s: Stage) -> None:
-    s.run("go", "test", "-C", s.root, "-count=1", "-run", "Golden", "./engine/model", "./engine/local", "./plugins/losses")
+    s.run("go", "test", "-C", s.root, "-count=1", "-run", "Golden", "./engine/model", "./engine/local", "./plugins/losses", home=Path.home())
 
 
 CASES = [

@@ -37,11 +37,11 @@ class Stage:
 
     root, work, out = ROOT, WORK, BUILD / "out"
 
-    def run(self, *command: object, fails: str = "") -> str:
+    def run(self, *command: object, fails: str = "", home: Path = BUILD / "home") -> str:
         """Runs a command in the working folder and gives its standard output. One that has to fail must say what is given."""
         words = [str(c) for c in command]
         env = os.environ | {
-            "TINKER_BASE_URL": self.url, "TINKER_API_KEY": "tml-local", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HOME": str(BUILD / "home"),
+            "TINKER_BASE_URL": self.url, "TINKER_API_KEY": "tml-local", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HOME": str(home),
             "HF_HOME": str(BUILD / "home" / "hf"), "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore", "PYTHONDONTWRITEBYTECODE": "1",
             "TINKER_LOCAL_ROOT": str(ROOT), "NO_COLOR": "1", "COLUMNS": "200",
         }  # fmt: skip
