@@ -218,7 +218,8 @@ func (e *Engine) NewSessionAs(owner, id string) (*Session, error) {
 
 // newSession adds a session. e.mu is held.
 func (e *Engine) newSession(owner, id string) *Session {
-	s := &Session{e: e, owner: owner, id: id, runs: map[*Run]bool{}, samplers: map[*Sampler]bool{}, opened: e.opt.Now()}
+	s := &Session{e: e, owner: owner, id: id, runs: map[*Run]bool{}, samplers: map[*Sampler]bool{}, closing: map[*Sampler]bool{}, opened: e.opt.Now()}
+	s.ctx, s.stop = context.WithCancelCause(e.ctx)
 	s.numbers.used = map[int64]numberedRun{}
 	e.sessions[s] = true
 	return s

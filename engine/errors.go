@@ -13,6 +13,8 @@ var (
 	errRunClosed     = api.Errorf(api.Closed, "the run is closed")
 	errSessionClosed = api.Errorf(api.Closed, "the session is closed")
 	errSamplerClosed = api.Errorf(api.Closed, "the sampler is closed")
+
+	errSampleCancelled = api.Errorf(api.Cancelled, "sample: cancelled")
 )
 
 // apiError gives err a code and keeps its whole message: the code of an *api.Error inside it, what the

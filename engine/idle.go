@@ -229,6 +229,27 @@ func (e *Engine) present(incoming []*request) []*request {
 	return ready
 }
 
+// waitsInVain reports whether requests that wait for weights were dropped.
+func (e *Engine) waitsInVain() bool {
+	for _, requests := range e.aside.waiting {
+		if slices.ContainsFunc(requests, func(r *request) bool { return r.Dropped() != nil }) {
+			return true
+		}
+	}
+	return false
+}
+
+// dropWaiting ends those.
+func (e *Engine) dropWaiting() {
+	for p, requests := range e.aside.waiting {
+		if requests = alive(requests); len(requests) > 0 {
+			e.aside.waiting[p] = requests
+		} else {
+			delete(e.aside.waiting, p)
+		}
+	}
+}
+
 // fetch finds what is kept of p, and brings it back.
 func (e *Engine) fetch(p *Sampler) {
 	pg := e.aside.pages[p]

@@ -312,10 +312,10 @@ func TestIdleCancel(t *testing.T) {
 	x.draw(t, 7) // others go on meanwhile
 	train(t, x.run, 1, datum(1, 5))
 	cancel()
-	close(hold)
 	if _, err := result(left, nil); api.CodeOf(err) != api.Cancelled {
 		t.Errorf("a request that was given up: %v", err)
 	}
+	close(hold)
 	wait(t, goes, nil)
 
 	hold = make(chan struct{})

@@ -193,7 +193,7 @@ func TestCloseParts(t *testing.T) {
 // TestCloseEarly: what is closed while it is being opened or used ends cleanly.
 func TestCloseEarly(t *testing.T) {
 	dev := &watched{Device: device(t)}
-	e := open(t, func(o *engine.Options) { o.Device = dev })
+	e := open(t, func(o *engine.Options) { o.Device, o.Limits.LossTime = dev, time.Hour })
 	s := e.NewSession()
 	r := newRun(t, s, "small", 1)
 	g := newGate()
@@ -204,8 +204,8 @@ func TestCloseEarly(t *testing.T) {
 	<-g.entered
 	r.Close()
 	r.Close()
-	close(g.open)
-	wait(t, f, nil) // it had started
+	_, err = result(f, nil) // it had started, and its loss is stopped
+	fails(t, err, api.Closed, "the run is closed")
 	c, err := s.NewRun(api.CreateModelRequest{BaseModel: "other", Lora: api.DefaultLora()})
 	if err != nil {
 		t.Fatal(err)

@@ -18,9 +18,10 @@ import (
 
 // job is one thing to do on the device's goroutine. Jobs run before anything else, in order.
 type job struct {
-	name string
-	do   func()      // settles its own future
-	drop func(error) // settles it without doing anything
+	name    string
+	session *Session    // whose end drops it; may be nil
+	do      func()      // settles its own future
+	drop    func(error) // settles it without doing anything
 }
 
 // work is the loop's next move. At most one field is set; none: wait until wake.
@@ -109,6 +110,7 @@ func (e *Engine) next(now time.Time) work {
 	for _, b := range e.bases {
 		decode = decode || len(b.incoming) > 0 || b.batch != nil && b.batch.Busy()
 	}
+	decode = decode || e.waitsInVain()
 	train := slices.ContainsFunc(e.turns.Members(), func(r *Run) bool { return r.ready(now) })
 	switch e.share.Pick(train, decode) {
 	case queue.Train:
@@ -175,7 +177,7 @@ func queueJob[T any](s *Session, name string, do func() (T, error), then func(v 
 	if s.closed {
 		return nil, errSessionClosed
 	}
-	e.post(job{name: name, drop: fail, do: func() {
+	e.post(job{name: name, session: s, drop: fail, do: func() {
 		e.mu.Lock()
 		err := e.usable()
 		switch {
@@ -225,6 +227,13 @@ func (e *Engine) perform(j *job) {
 func (e *Engine) turn(r *Run) {
 	en := r.current
 	r.base.touch()
+	e.mu.Lock()
+	closed := r.closed
+	e.mu.Unlock()
+	if closed && en.kind == queue.Pass { // whatever it would give, nobody can use it
+		e.finish(r, en, errRunClosed)
+		return
+	}
 	st, err := guard(en.name, en.task.step)
 	if err != nil && en.kind == queue.Barrier {
 		e.forgetGuesses(r, 0) // nobody knows how far it came with the weights
@@ -254,6 +263,7 @@ func (e *Engine) finish(r *Run, en *entry, err error) {
 
 // decode runs one decode step of every base that samples.
 func (e *Engine) decode() {
+	e.dropWaiting()
 	for _, name := range sortedNames(e.bases) {
 		b, ok := e.bases[name]
 		if !ok {
@@ -263,7 +273,7 @@ func (e *Engine) decode() {
 		incoming := b.incoming
 		b.incoming = nil
 		e.mu.Unlock()
-		if incoming = e.present(incoming); len(incoming) == 0 && (b.batch == nil || !b.batch.Busy()) {
+		if incoming = e.present(alive(incoming)); len(incoming) == 0 && (b.batch == nil || !b.batch.Busy()) {
 			continue
 		}
 		b.touch()

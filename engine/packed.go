@@ -139,6 +139,9 @@ func (e *Engine) company(p *pass) bool {
 // passAhead is the pass that the run is at or would start next, when it can go on now. e.mu is held.
 func (r *Run) passAhead(now time.Time) *pass {
 	en := r.current
+	if r.closed {
+		return nil
+	}
 	if en == nil {
 		en, _ = r.line.Peek(now)
 	} else if en.paused || en.starved {

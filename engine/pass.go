@@ -234,7 +234,7 @@ func (p *pass) evaluate() (status, error) {
 	p.entry.paused = true
 	e.mu.Unlock()
 	e.evals.Go(func() {
-		ctx, cancel := context.WithTimeout(e.ctx, e.lim.LossTime)
+		ctx, cancel := context.WithTimeout(p.run.ctx, e.lim.LossTime)
 		defer cancel()
 		out, err := guard("loss", func() (loss.Output, error) { return p.eval(ctx, 0, len(p.items)) })
 		p.result <- evaluation{out, err}

@@ -248,7 +248,7 @@ func (s *Session) source(reader, path string) (api.Checkpoint, error) {
 	return s.e.checkpoint(s.e.ctx, reader, p)
 }
 
-// after does something on a goroutine and returns the future of its result. Its ctx ends with the engine. e.mu is held.
+// after does something on a goroutine and returns the future of its result. Its ctx ends with the session. e.mu is held.
 func after[T any](s *Session, cancel func(), do func(ctx context.Context) (T, error)) (*Future[T], error) {
 	e, f := s.e, newFuture[T]()
 	f.drop = cancel
@@ -259,8 +259,11 @@ func after[T any](s *Session, cancel func(), do func(ctx context.Context) (T, er
 		return nil, errSessionClosed
 	}
 	e.evals.Go(func() {
-		v, err := guard("load", func() (T, error) { return do(e.ctx) })
-		f.set(v, e.ended(err))
+		v, err := guard("load", func() (T, error) { return do(s.ctx) })
+		if err = e.ended(err); err != nil && e.ctx.Err() == nil && errors.Is(err, s.ctx.Err()) {
+			err = errSessionClosed
+		}
+		f.set(v, err)
 	})
 	return f, nil
 }

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
@@ -19,6 +20,8 @@ type Run struct {
 	e        *Engine
 	session  *Session
 	id       string
+	ctx      context.Context // ends with the run or the engine
+	stop     context.CancelFunc
 	order    int
 	base     *base
 	adapter  *lora.Adapter // the device's goroutine only
@@ -102,7 +105,7 @@ func (en *entry) end(err error) {
 // ready reports whether a step of the run can be taken. e.mu is held.
 func (r *Run) ready(now time.Time) bool {
 	if r.current != nil {
-		return !r.current.paused && !(r.current.starved && r.e.tapes > 0)
+		return !r.current.paused && (r.closed || !r.current.starved || r.e.tapes == 0)
 	}
 	return r.line.Ready(now)
 }
@@ -166,8 +169,8 @@ func (r *Run) trainedWith(l loss.Loss, config map[string]float64) {
 	}
 }
 
-// Close drops what is queued and frees the adapter when the operation under way has finished. Samplers
-// made from the run live on. It does not block; closing twice does nothing.
+// Close drops what is queued, ends a pass under way at its next micro-batch and a loss that is being evaluated, and then frees the adapter. Saves
+// that have started are finished. Samplers made from the run live on. It does not block; closing twice does nothing.
 func (r *Run) Close() {
 	e := r.e
 	e.mu.Lock()
@@ -179,11 +182,13 @@ func (r *Run) Close() {
 	e.runs--
 	delete(r.session.runs, r)
 	r.record()
+	r.stop()
 	dropped := r.line.Drain()
 	if r.current == nil {
 		e.post(job{name: "close run", do: func() { e.freeRun(r) }})
 	}
 	e.mu.Unlock()
+	e.signal()
 	for _, en := range dropped {
 		en.end(errRunClosed)
 	}
@@ -213,9 +218,11 @@ func (e *Engine) newRun(s *Session, id string, req api.CreateModelRequest, seed,
 		e: e, session: s, id: id, base: b, adapter: a, lora: a.Config, metadata: req.UserMetadata,
 		bytes: bytes, guesses: guesses{want: firstGuesses}, line: queue.NewLine[*entry](e.lim.queue(first)),
 	}
+	r.ctx, r.stop = context.WithCancel(e.ctx)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if s.closed {
+		r.stop()
 		a.Free()
 		return nil, errSessionClosed
 	}
@@ -242,6 +249,7 @@ func (e *Engine) freeRun(r *Run) {
 	if freed {
 		return
 	}
+	r.stop()
 	e.endHelds(r, errRunClosed)
 	r.adapter.Free()
 	e.used -= r.bytes

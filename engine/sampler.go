@@ -20,10 +20,11 @@ type Sampler struct {
 	away    bool           // snap is set aside: see idle.go; the device's goroutine only
 
 	// guarded by e.mu
-	users  int // requests under way, and one while it is open
-	used   time.Time
-	closed bool
-	lost   error // why it was closed by nobody; nil: somebody has closed it
+	users    int // requests under way, and one while it is open
+	requests map[*request]bool
+	used     time.Time
+	closed   bool
+	lost     error // why it was closed by nobody; nil: somebody has closed it
 }
 
 // newSampler makes a sampler on the device's goroutine. w nil: of the bare base.
@@ -68,7 +69,7 @@ func (e *Engine) openSampler(s *Session, b *base, snap *lora.Snapshot) (*Sampler
 		e.used += e.snapshotBytes(b, snap.Config)
 	}
 	b.samplers++
-	p := &Sampler{e: e, session: s, base: b, snap: snap, users: 1, used: e.opt.Now()}
+	p := &Sampler{e: e, session: s, base: b, snap: snap, users: 1, requests: map[*request]bool{}, used: e.opt.Now()}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if s.closed {
@@ -86,6 +87,7 @@ func (p *Sampler) unuse() {
 	if p.users--; p.users > 0 {
 		return
 	}
+	delete(p.session.closing, p)
 	p.e.post(job{name: "close sampler", do: func() {
 		p.e.dropPage(p)
 		if p.snap != nil {
@@ -107,7 +109,7 @@ func (p *Sampler) Version() int64 {
 	return p.snap.Version
 }
 
-// Close frees the sampler when its requests under way have ended. It does not block; closing twice
+// Close refuses new requests and frees the sampler when those under way have ended. It does not block; closing twice
 // does nothing.
 func (p *Sampler) Close() {
 	p.e.mu.Lock()
@@ -117,7 +119,22 @@ func (p *Sampler) Close() {
 	}
 	p.closed = true
 	delete(p.session.samplers, p)
+	p.session.closing[p] = true
 	p.unuse()
+}
+
+// Abort is Close, and fails the requests under way: at their next token, or before they begin. It does not block.
+func (p *Sampler) Abort() { p.abort(errSamplerClosed) }
+
+// abort tells the requests why.
+func (p *Sampler) abort(why error) {
+	p.Close()
+	p.e.mu.Lock()
+	defer p.e.mu.Unlock()
+	for q := range p.requests {
+		q.Drop(why)
+	}
+	p.e.signal()
 }
 
 // request is a sampling request with its way back.
@@ -310,6 +327,7 @@ func (p *Sampler) submit(ctx context.Context, q *request) (err error) {
 	}
 	e.sampling++
 	p.users++
+	p.requests[q] = true
 	p.used = e.opt.Now()
 	q.release = context.AfterFunc(ctx, q.drop)
 	p.base.incoming = append(p.base.incoming, q)
@@ -319,7 +337,7 @@ func (p *Sampler) submit(ctx context.Context, q *request) (err error) {
 
 // drop cancels the request wherever it is.
 func (q *request) drop() {
-	q.Cancel()
+	q.Drop(errSampleCancelled)
 	q.sampler.e.signal()
 }
 
@@ -329,6 +347,7 @@ func (q *request) end(out api.SampleOutput, err error) {
 	q.release()
 	e.mu.Lock()
 	e.sampling--
+	delete(q.sampler.requests, q)
 	q.sampler.unuse()
 	e.retry()
 	e.mu.Unlock()
@@ -336,6 +355,17 @@ func (q *request) end(out api.SampleOutput, err error) {
 	if q.stream != nil {
 		q.stream.finish()
 	}
+}
+
+// alive ends the requests that were dropped, and returns the others. The batch has none of them.
+func alive(requests []*request) []*request {
+	return slices.DeleteFunc(requests, func(q *request) bool {
+		why := q.Dropped()
+		if why != nil {
+			q.fail(why)
+		}
+		return why != nil
+	})
 }
 
 // fail ends a request that the batch does not have.

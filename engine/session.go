@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
@@ -16,12 +17,15 @@ type Session struct {
 	id     string
 	owner  string
 	opened time.Time
+	ctx    context.Context // ends with the session or the engine
+	stop   context.CancelCauseFunc
 
 	// guarded by e.mu
 	closed   bool
 	numbers  numbers
 	runs     map[*Run]bool
 	samplers map[*Sampler]bool
+	closing  map[*Sampler]bool // closed, with requests under way
 }
 
 func newID(seed int64) string { return fmt.Sprintf("%016x", uint64(seed)) }
@@ -63,17 +67,30 @@ func (s *Session) Runs() []*Run {
 	return slices.SortedFunc(maps.Keys(s.runs), func(a, b *Run) int { return a.order - b.order })
 }
 
-// Close closes the session's runs and samplers. It does not block; closing twice does nothing.
+// Close closes the session's runs, aborts its samplers, and fails what waits to be opened. It does not block; closing twice does nothing.
 func (s *Session) Close() {
-	s.e.mu.Lock()
+	e := s.e
+	e.mu.Lock()
 	s.closed = true
-	delete(s.e.sessions, s)
+	delete(e.sessions, s)
 	runs, samplers := slices.Collect(maps.Keys(s.runs)), slices.Collect(maps.Keys(s.samplers))
-	s.e.mu.Unlock()
+	samplers = slices.AppendSeq(samplers, maps.Keys(s.closing))
+	var dropped []job
+	e.jobs = slices.DeleteFunc(e.jobs, func(j job) bool {
+		if j.session == s {
+			dropped = append(dropped, j)
+		}
+		return j.session == s
+	})
+	e.mu.Unlock()
+	s.stop(errSessionClosed)
+	for _, j := range dropped {
+		j.drop(errSessionClosed)
+	}
 	for _, r := range runs {
 		r.Close()
 	}
 	for _, p := range samplers {
-		p.Close()
+		p.abort(errSessionClosed)
 	}
 }

@@ -138,13 +138,11 @@ func (b *Batch) Step() error {
 	return nil
 }
 
-// reap drops the requests that were cancelled.
+// reap ends the requests that were dropped.
 func (b *Batch) reap() {
-	for _, list := range [][]*sequence{b.active, b.waiting} {
-		for _, s := range slices.Clone(list) {
-			if s.req.cancelled.Load() {
-				b.fail(s.req, api.Errorf(api.Cancelled, "sample: cancelled"))
-			}
+	for _, s := range slices.Concat(b.active, b.waiting) { // a copy: to end one is to take it off the lists
+		if why := s.req.Dropped(); why != nil {
+			b.fail(s.req, why)
 		}
 	}
 }
@@ -373,10 +371,8 @@ func (b *Batch) end(r *Request, out api.SampleOutput, err error) {
 
 // FailAll ends every request with err.
 func (b *Batch) FailAll(err error) {
-	for _, list := range [][]*sequence{slices.Clone(b.active), slices.Clone(b.waiting)} {
-		for _, s := range list {
-			b.fail(s.req, err)
-		}
+	for _, s := range slices.Concat(b.active, b.waiting) {
+		b.fail(s.req, err)
 	}
 }
 

@@ -30,18 +30,26 @@ type Request struct {
 	Emit        func(sample int, c Choice)            // each token as it is drawn; may be nil
 	Done        func(out api.SampleOutput, err error) // exactly once
 
-	cancelled atomic.Bool
-	age       int64 // order of Add
-	seqs      []*sequence
-	prompt    *model.Cache // the prompt's keys and values, while samples that have none of their own may fork it
-	unforked  int          // samples that have not had a cache
-	open      int          // samples that have not ended
-	scores    scores       // of the prompt, as far as it was read
-	over      bool         // Done was called
+	dropped  atomic.Pointer[error] // why it is to end
+	age      int64                 // order of Add
+	seqs     []*sequence
+	prompt   *model.Cache // the prompt's keys and values, while samples that have none of their own may fork it
+	unforked int          // samples that have not had a cache
+	open     int          // samples that have not ended
+	scores   scores       // of the prompt, as far as it was read
+	over     bool         // Done was called
 }
 
-// Cancel makes the request fail with api.Cancelled at the next Step. Any goroutine may call it.
-func (r *Request) Cancel() { r.cancelled.Store(true) }
+// Drop makes the request fail with why at the next Step; the first reason counts. Any goroutine may call it.
+func (r *Request) Drop(why error) { r.dropped.CompareAndSwap(nil, &why) }
+
+// Dropped is why the request was dropped, or nil. Any goroutine may call it.
+func (r *Request) Dropped() error {
+	if why := r.dropped.Load(); why != nil {
+		return *why
+	}
+	return nil
+}
 
 // dropPrompt releases the prompt kept for samples.
 func (r *Request) dropPrompt() {
