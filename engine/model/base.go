@@ -19,6 +19,7 @@ type Base struct {
 	Sites []lora.Site // what adapters attach to; read-only, any goroutine
 
 	dev    kernels.Device
+	act    kernels.DType // of activations: asking the device for all that it knows of itself takes longer than a small step
 	embed  kernels.Weight
 	head   kernels.Weight // the embedding itself when tied
 	norm   kernels.Tensor // [D]
@@ -52,7 +53,7 @@ func Load(ctx context.Context, dev kernels.Device, src *hf.Checkpoint, o LoadOpt
 	if err != nil {
 		return nil, err
 	}
-	b := &Base{Spec: spec, Sites: spec.Sites(), dev: dev, layers: make([]layer, spec.Layers), work: make([]counter, spec.Layers+1)}
+	b := &Base{Spec: spec, Sites: spec.Sites(), dev: dev, act: dev.Info().Act, layers: make([]layer, spec.Layers), work: make([]counter, spec.Layers+1)}
 	defer func() {
 		if err != nil {
 			b.Free()

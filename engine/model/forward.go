@@ -63,7 +63,7 @@ func (b *Base) forward(batch []Item, keep bool, recompute int) (_ *Tape, err err
 	if err := b.rope.grow(b.dev, b.Spec, longest); err != nil {
 		return nil, err
 	}
-	if t.buf, err = b.take(b.Spec.bytes(b.dev.Info().Act, sh)); err != nil {
+	if t.buf, err = b.take(b.Spec.bytes(b.act, sh)); err != nil {
 		return nil, err
 	}
 	ok := false
@@ -72,7 +72,7 @@ func (b *Base) forward(batch []Item, keep bool, recompute int) (_ *Tape, err err
 			t.Release()
 		}
 	}()
-	t.f = b.Spec.layout(&arena{buf: t.buf, act: b.dev.Info().Act}, sh)
+	t.f = b.Spec.layout(&arena{buf: t.buf, act: b.act}, sh)
 	t.spans = make([][]kernels.Span, len(b.Sites))
 	for s := range b.Sites {
 		t.spans[s] = spans(s, t.ends, weights)

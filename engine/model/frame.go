@@ -155,13 +155,13 @@ func (s *Spec) bytes(act kernels.DType, sh shape) int64 {
 // adapter of the given rank takes, with what a backward needs when keep is true: all but what ForwardRecompute
 // leaves out of the first recompute layers. Any goroutine may call it.
 func (b *Base) TrainBytes(tokens, targets, rank int, keep bool, recompute int) int64 {
-	return b.Spec.bytes(b.dev.Info().Act, shape{tokens: tokens, targets: targets, rank: rank, keep: keep, recompute: recompute})
+	return b.Spec.bytes(b.act, shape{tokens: tokens, targets: targets, rank: rank, keep: keep, recompute: recompute})
 }
 
 // DecodeBytes is the device memory that one Extend of up to that many sequences and tokens takes besides the pool, logits
 // included. Any goroutine may call it.
 func (b *Base) DecodeBytes(sequences, tokens, rank int) int64 {
-	return b.Spec.bytes(b.dev.Info().Act, shape{tokens: tokens, vrows: sequences, targets: 1, rank: rank, cached: true})
+	return b.Spec.bytes(b.act, shape{tokens: tokens, vrows: sequences, targets: 1, rank: rank, cached: true})
 }
 
 // spans lists, for one site, which tokens use which adapter. ends[i] is the end row of item i.

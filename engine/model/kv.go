@@ -29,7 +29,7 @@ type Cache struct {
 
 // KVBytes is the device memory of a pool for that many positions. Any goroutine may call it.
 func (b *Base) KVBytes(positions int) int64 {
-	return b.Spec.KVBytes(b.dev.Info().Act, positions)
+	return b.Spec.KVBytes(b.act, positions)
 }
 
 func pagesFor(positions int) int { return (positions + PageLen - 1) / PageLen }
@@ -42,7 +42,7 @@ func (b *Base) NewKV(positions int) (*KV, error) {
 		kv.free[i] = int32(n - 1 - i)
 	}
 	for range 2 * b.Spec.Layers {
-		t, err := kernels.NewTensor(b.dev, b.dev.Info().Act, n*PageLen, b.Spec.KVWidth())
+		t, err := kernels.NewTensor(b.dev, b.act, n*PageLen, b.Spec.KVWidth())
 		if err != nil {
 			kv.Free()
 			return nil, fmt.Errorf("kv pool of %d positions: %w", positions, err)
@@ -203,12 +203,12 @@ func (b *Base) Extend(feeds []Feed) (*Logits, error) {
 	if err := b.rope.grow(b.dev, b.Spec, longest); err != nil {
 		return nil, err
 	}
-	buf, err := b.take(b.Spec.bytes(b.dev.Info().Act, sh))
+	buf, err := b.take(b.Spec.bytes(b.act, sh))
 	if err != nil {
 		return nil, err
 	}
 	defer b.give(buf)
-	f := b.Spec.layout(&arena{buf: buf, act: b.dev.Info().Act}, sh)
+	f := b.Spec.layout(&arena{buf: buf, act: b.act}, sh)
 	for _, u := range []struct {
 		dst kernels.Tensor
 		src []int32

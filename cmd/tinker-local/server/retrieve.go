@@ -23,20 +23,22 @@ func (s *Server) retrieveFuture(c *call) (any, error) {
 		return unknownRequest(r.RequestID)
 	}
 	until := time.Now().Add(s.lim.PollWait)
-	timer := time.NewTimer(s.lim.PollWait)
-	defer timer.Stop()
 	s.touch(o)
-	select {
-	case <-o.work.Done():
-	case <-timer.C:
-		s.touch(o)
-		return jsonReply(http.StatusRequestTimeout, pending(o.work.State()))
-	case <-s.stopping:
-		if !o.done() {
-			return cutOff(o)
+	if !o.done() {
+		timer := time.NewTimer(s.lim.PollWait)
+		defer timer.Stop()
+		select {
+		case <-o.work.Done():
+		case <-timer.C:
+			s.touch(o)
+			return jsonReply(http.StatusRequestTimeout, pending(o.work.State()))
+		case <-s.stopping:
+			if !o.done() {
+				return cutOff(o)
+			}
+		case <-c.Context().Done():
+			return nil, api.Errorf(api.Cancelled, "the client has gone away")
 		}
-	case <-c.Context().Done():
-		return nil, api.Errorf(api.Cancelled, "the client has gone away")
 	}
 	s.mu.Lock()
 	s.settle(o)

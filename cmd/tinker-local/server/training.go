@@ -19,10 +19,9 @@ type operation struct {
 }
 
 // readOperation reads a request for an operation. One that cannot be decoded still says which it is, if it says that much.
-func (s *Server) readOperation(c *call, r wire.Request) (o operation, err error) {
+func (s *Server) readOperation(c *call, r wire.Operation) (o operation, err error) {
 	err = s.withBody(c, s.lim.SmallBody, func(body []byte) error {
-		o.bad = wire.DecodeRequest(body, r)
-		o.model, o.seq = wire.PlaceOf(body)
+		o.model, o.seq, o.bad = wire.DecodeOperation(body, r)
 		return nil
 	})
 	return o, err

@@ -48,8 +48,8 @@ func ReadBody(r io.Reader, encoding string, limit int64, room func(n int64) erro
 // ErrTooLarge is in the error of a body that has more bytes than its limit.
 var ErrTooLarge = errors.New("body too large")
 
-// firstRead is what is allocated for a body before any of it has come.
-const firstRead = 4 << 10
+// firstRead is what is allocated for a body before any of it has come: most are polls of a hundred bytes.
+const firstRead = 512
 
 // readAll reads r, which is packed or a decoder above it, to its end.
 func readAll(r io.Reader, limit int64, packed *bounded, room func(int64) error) ([]byte, error) {

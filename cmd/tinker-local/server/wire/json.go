@@ -34,8 +34,24 @@ func DecodeRequest(body []byte, r Request) error {
 	return nil
 }
 
-// PlaceOf says which operation of which model a body in JSON asks for, also when it cannot be decoded: "" and 0 when that cannot be read either.
-func PlaceOf(body []byte) (model string, seq int64) {
+// Operation is a Request that has a place in the order of a model's requests.
+type Operation interface {
+	Request
+	place() (model string, seq int64)
+}
+
+// DecodeOperation is DecodeRequest that also tells the request's place. With an error it is what can be read of it: "" and 0 when that is nothing.
+func DecodeOperation(body []byte, r Operation) (model string, seq int64, err error) {
+	if err := DecodeRequest(body, r); err != nil {
+		model, seq = placeOfJSON(body)
+		return model, seq, err
+	}
+	model, seq = r.place()
+	return model, seq, nil
+}
+
+// placeOfJSON is the place that a body names that cannot be decoded.
+func placeOfJSON(body []byte) (model string, seq int64) {
 	var r struct {
 		ModelID json.RawMessage `json:"model_id"`
 		SeqID   json.RawMessage `json:"seq_id"`

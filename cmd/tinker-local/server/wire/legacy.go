@@ -92,7 +92,7 @@ func (r *forwardBackwardJSON) check() error {
 func DecodeForwardBackwardJSON(body []byte) (ForwardBackwardRequest, error) {
 	var r forwardBackwardJSON
 	if err := DecodeRequest(body, &r); err != nil {
-		model, seq := PlaceOf(body) // clients write them behind the data
+		model, seq := placeOfJSON(body) // clients write them behind the data
 		return ForwardBackwardRequest{ModelID: model, SeqID: seq}.place(), err
 	}
 	out, err := r.decoded(spreadBudget(len(body)))

@@ -29,6 +29,7 @@ type optimizerStep struct {
 }
 
 func (*OptimStepRequest) name() string { return "optim_step" }
+func (r *OptimStepRequest) place() (string, int64) { return r.ModelID, r.SeqID }
 
 func (r *OptimStepRequest) check() error {
 	if err := required("model_id", r.ModelID); err != nil {
@@ -79,6 +80,7 @@ type SaveWeightsRequest struct {
 }
 
 func (*SaveWeightsRequest) name() string { return "save_weights" }
+func (r *SaveWeightsRequest) place() (string, int64) { return r.ModelID, r.SeqID }
 
 func (r *SaveWeightsRequest) check() error {
 	return checkSave(r.ModelID, r.SeqID, r.Name, r.TTLSeconds)
@@ -101,6 +103,7 @@ type SaveWeightsForSamplerRequest struct {
 }
 
 func (*SaveWeightsForSamplerRequest) name() string { return "save_weights_for_sampler" }
+func (r *SaveWeightsForSamplerRequest) place() (string, int64) { return r.ModelID, r.SeqID }
 
 func (r *SaveWeightsForSamplerRequest) check() error {
 	switch {
@@ -196,6 +199,7 @@ type SaveWeightsExternalRequest struct {
 }
 
 func (*SaveWeightsExternalRequest) name() string { return "save_weights_external" }
+func (r *SaveWeightsExternalRequest) place() (string, int64) { return r.ModelID, r.SeqID }
 
 func (r *SaveWeightsExternalRequest) check() error {
 	if err := required("path", r.Name); err != nil {
@@ -242,6 +246,7 @@ type LoadWeightsRequest struct {
 }
 
 func (*LoadWeightsRequest) name() string { return "load_weights" }
+func (r *LoadWeightsRequest) place() (string, int64) { return r.ModelID, r.SeqID }
 
 func (r *LoadWeightsRequest) check() (err error) {
 	if (r.ModelID == "") == (r.SessionID == "") {
