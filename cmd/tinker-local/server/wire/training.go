@@ -28,7 +28,7 @@ type optimizerStep struct {
 	Type string `json:"type"`
 }
 
-func (*OptimStepRequest) name() string { return "optim_step" }
+func (*OptimStepRequest) name() string             { return "optim_step" }
 func (r *OptimStepRequest) place() (string, int64) { return r.ModelID, r.SeqID }
 
 func (r *OptimStepRequest) check() error {
@@ -79,7 +79,7 @@ type SaveWeightsRequest struct {
 	UserMetadata texts  `json:"user_metadata"` // of the checkpoint; since 0.38
 }
 
-func (*SaveWeightsRequest) name() string { return "save_weights" }
+func (*SaveWeightsRequest) name() string             { return "save_weights" }
 func (r *SaveWeightsRequest) place() (string, int64) { return r.ModelID, r.SeqID }
 
 func (r *SaveWeightsRequest) check() error {
@@ -102,7 +102,7 @@ type SaveWeightsForSamplerRequest struct {
 	UserMetadata texts  `json:"user_metadata"` // since 0.38
 }
 
-func (*SaveWeightsForSamplerRequest) name() string { return "save_weights_for_sampler" }
+func (*SaveWeightsForSamplerRequest) name() string             { return "save_weights_for_sampler" }
 func (r *SaveWeightsForSamplerRequest) place() (string, int64) { return r.ModelID, r.SeqID }
 
 func (r *SaveWeightsForSamplerRequest) check() error {
@@ -198,7 +198,7 @@ type SaveWeightsExternalRequest struct {
 	Recipients []string `json:"age_encryption_recipients"` // who alone can read the files
 }
 
-func (*SaveWeightsExternalRequest) name() string { return "save_weights_external" }
+func (*SaveWeightsExternalRequest) name() string             { return "save_weights_external" }
 func (r *SaveWeightsExternalRequest) place() (string, int64) { return r.ModelID, r.SeqID }
 
 func (r *SaveWeightsExternalRequest) check() error {
@@ -245,7 +245,7 @@ type LoadWeightsRequest struct {
 	AccessToken     string           `json:"weights_access_token"`
 }
 
-func (*LoadWeightsRequest) name() string { return "load_weights" }
+func (*LoadWeightsRequest) name() string             { return "load_weights" }
 func (r *LoadWeightsRequest) place() (string, int64) { return r.ModelID, r.SeqID }
 
 func (r *LoadWeightsRequest) check() (err error) {
