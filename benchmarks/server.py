@@ -79,7 +79,7 @@ def main():
     parser.add_argument("--sdk", default=versions[-1], choices=versions)
     a = parser.parse_args()
     sdk = pathlib.Path(subprocess.check_output(
-        ["python3", TESTS / "environment.py", machine.ROOT / "build" / "sdk", TESTS / "requirements.txt", TESTS / "versions.txt"], text=True).strip())
+        ["python3", TESTS / "environment.py", "--versions", TESTS / "versions.txt", machine.ROOT / "build" / "sdk", TESTS / "requirements.txt"], text=True).strip())
     with tempfile.TemporaryDirectory() as folder:
         program = os.path.join(folder, "server")
         subprocess.run(["go", "build", "-o", program, "./benchmarks/server"], cwd=machine.ROOT, check=True)

@@ -20,7 +20,6 @@ import (
 	"runtime/pprof"
 	"strconv"
 	"sync"
-	"syscall"
 	"time"
 
 	"tinkerlocal/cmd/tinker-local/server"
@@ -100,14 +99,6 @@ func listen(web *http.Server) error {
 		fmt.Println(processorSeconds())
 	}
 	return web.Close()
-}
-
-func processorSeconds() float64 {
-	var r syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
-		return 0
-	}
-	return float64(r.Utime.Sec+r.Stime.Sec) + float64(r.Utime.Usec+r.Stime.Usec)/1e6
 }
 
 // measure has clients do something again and again for a while, after a warm-up, and prints what came of it.

@@ -18,22 +18,33 @@ import (
 	"tinkerlocal/engine/interchange"
 )
 
-// downloadMAC signs a download: whoever has the link may read this file of the checkpoint until it ends. file "": the archive.
-func (s *Server) downloadMAC(p api.Path, file string, expires int64) string {
+// download is a file of a checkpoint that a link gives to whoever has it, until it ends.
+type download struct {
+	path    api.Path
+	file    string // "": the archive
+	notes   bool   // it was given out to the checkpoint's owner: the archive has the run's notes, too, which are not published with a checkpoint
+	expires time.Time
+}
+
+// mac signs a download.
+func (s *Server) downloadMAC(d download) string {
 	m := hmac.New(sha256.New, s.opt.Secret)
-	m.Write([]byte("archive\x00" + p.String() + "\x00" + file + "\x00" + strconv.FormatInt(expires, 10)))
+	m.Write([]byte("archive\x00" + d.path.String() + "\x00" + d.file + "\x00" + strconv.FormatBool(d.notes) + "\x00" + strconv.FormatInt(d.expires.Unix(), 10)))
 	return hex.EncodeToString(m.Sum(nil))
 }
 
-// link is where whoever has it may read a file of a checkpoint until then.
-func (s *Server) link(base *url.URL, p api.Path, file string, expires time.Time) string {
+// link is where whoever has it gets a download.
+func (s *Server) link(base *url.URL, d download) string {
+	p := d.path
 	at := base.JoinPath("archive", p.Run, p.Kind, p.Name)
-	if file != "" {
-		at = at.JoinPath(file)
+	if d.file != "" {
+		at = at.JoinPath(d.file)
 	}
-	at.RawQuery = url.Values{
-		"expires": {strconv.FormatInt(expires.Unix(), 10)}, "signature": {s.downloadMAC(p, file, expires.Unix())},
-	}.Encode()
+	query := url.Values{"expires": {strconv.FormatInt(d.expires.Unix(), 10)}, "signature": {s.downloadMAC(d)}}
+	if d.notes {
+		query.Set("notes", "true")
+	}
+	at.RawQuery = query.Encode()
 	return at.String()
 }
 
@@ -42,24 +53,30 @@ func (s *Server) linkLife() time.Time {
 	return s.opt.Now().Add(s.lim.ArchiveLife).Truncate(time.Second).UTC()
 }
 
-// linked is the checkpoint whose file a link of this server's names, when there is room for one more download.
-func (s *Server) linked(c *call, file string) (api.Path, error) {
-	p, err := pathOf(c)
-	if err != nil {
-		return p, err
+// linked is the download that a link of this server's names, when there is room for one more.
+func (s *Server) linked(c *call, file string) (d download, err error) {
+	if d.path, err = pathOf(c); err != nil {
+		return d, err
 	}
-	expires, err := strconv.ParseInt(c.URL.Query().Get("expires"), 10, 64)
-	if err != nil || !hmac.Equal([]byte(c.URL.Query().Get("signature")), []byte(s.downloadMAC(p, file, expires))) {
-		return p, refuse(http.StatusForbidden, api.BadRequest, "the link is not one of this server's")
+	query := c.URL.Query()
+	expires, err := strconv.ParseInt(query.Get("expires"), 10, 64)
+	d.file, d.notes, d.expires = file, query.Get("notes") == "true", time.Unix(expires, 0)
+	if err != nil || !hmac.Equal([]byte(query.Get("signature")), []byte(s.downloadMAC(d))) {
+		return d, refuse(http.StatusForbidden, api.BadRequest, "the link is not one of this server's")
 	}
 	if s.opt.Now().Unix() > expires {
-		return p, refuse(http.StatusForbidden, api.BadRequest, "the link has ended: ask for a new one")
+		return d, refuse(http.StatusForbidden, api.BadRequest, "the link has ended: ask for a new one")
 	}
+	return d, s.roomToDownload(c)
+}
+
+// roomToDownload takes the place of one download until the call is answered.
+func (s *Server) roomToDownload(c *call) error {
 	if !s.downloads.take("", 1) {
-		return p, refuse(http.StatusServiceUnavailable, api.Busy, "%d downloads are under way, the limit is that", s.lim.Downloads)
+		return refuse(http.StatusServiceUnavailable, api.Busy, "%d downloads are under way, the limit is that", s.lim.Downloads)
 	}
 	c.later(func() { s.downloads.give("", 1) })
-	return p, nil
+	return nil
 }
 
 // archiveLink gives out a link that works without a key: clients fetch it with a plain program.
@@ -77,7 +94,7 @@ func (s *Server) archiveLink(c *call) (any, error) {
 		return nil, err
 	}
 	expires := s.linkLife()
-	out := wire.ArchiveResponse{URL: s.link(base, k.Path, "", expires), Expires: expires}
+	out := wire.ArchiveResponse{URL: s.link(base, download{path: k.Path, notes: k.Owner == c.owner, expires: expires}), Expires: expires}
 	if before(c.Header.Get("X-Stainless-Package-Version"), 0, 25) { // they know redirects only
 		h := c.w.Header()
 		h.Set("Location", out.URL)
@@ -114,10 +131,11 @@ func (s *Server) base(c *call) (*url.URL, error) {
 
 // archive sends a checkpoint as a tar file to whoever has a link.
 func (s *Server) archive(c *call) (any, error) {
-	p, err := s.linked(c, "")
+	d, err := s.linked(c, "")
 	if err != nil {
 		return nil, err
 	}
+	p := d.path
 	st, err := s.store()
 	if err != nil {
 		return nil, err
@@ -128,7 +146,7 @@ func (s *Server) archive(c *call) (any, error) {
 	}
 	k := r.Checkpoint()
 	o := interchange.ArchiveOptions{Optimizer: k.Optimizer}
-	if run, err := st.Run(c.Context(), p.Run); err == nil && run.Owner == k.Owner {
+	if run, err := st.Run(c.Context(), p.Run); err == nil && d.notes {
 		o.Metadata = run.UserMetadata
 	}
 	n, err := interchange.ArchiveBytes(r, o)

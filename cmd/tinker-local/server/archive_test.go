@@ -69,11 +69,15 @@ func TestArchive(t *testing.T) {
 
 	signature := values.Get("signature")
 	with := func(path, expires, signature string) string {
-		return path + "?" + url.Values{"expires": {expires}, "signature": {signature}}.Encode()
+		return path + "?" + url.Values{"expires": {expires}, "signature": {signature}, "notes": {"true"}}.Encode()
+	}
+	if !strings.Contains(query, "notes=true") {
+		t.Errorf("the owner's link is %s", query)
 	}
 	later := strconv.FormatInt(expires.Unix()+100000, 10)
 	for name, tampered := range map[string]string{
 		"no query":              path,
+		"without the notes":     path + "?expires=" + values.Get("expires") + "&signature=" + signature,
 		"no signature":          path + "?expires=" + values.Get("expires"),
 		"a longer life":         with(path, later, signature),
 		"no end":                with(path, "", signature),

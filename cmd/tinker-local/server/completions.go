@@ -1,6 +1,7 @@
 package server
 
 import (
+	"slices"
 	"time"
 
 	"tinkerlocal/cmd/tinker-local/server/wire"
@@ -61,13 +62,15 @@ func (s *Server) retrieveFutures(c *call) (any, error) {
 
 // retrieved forgets results of a sampling session that its client has.
 func (s *Server) retrieved(p *sampler, ids []string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, id := range ids {
-		if o := s.ops[opKey{p.session.owner, id}]; o != nil && o.sampler == p && o.done() {
-			s.settle(o)
-			s.forget(o)
+	for some := range slices.Chunk(ids, 1000) { // others have their turns in between
+		s.mu.Lock()
+		for _, id := range some {
+			if o := s.ops[opKey{p.session.owner, id}]; o != nil && o.sampler == p && o.done() {
+				s.settle(o)
+				s.forget(o)
+			}
 		}
+		s.mu.Unlock()
 	}
 }
 
@@ -82,8 +85,8 @@ func (s *Server) watch(p *sampler, client, cursor int64) (*watch, error) {
 		}
 		w = &watch{known: map[*op]bool{}, last: cursor, more: make(chan struct{}), polled: s.opt.Now()}
 		p.watches[client] = w
-		for _, o := range s.ops {
-			if o.sampler == p && o.client == client && o.fetched.IsZero() {
+		for o := range p.ops {
+			if o.client == client && o.fetched.IsZero() {
 				s.tell(w, o)
 			}
 		}
@@ -123,15 +126,16 @@ func (s *Server) endings(p *sampler, w *watch, cursor int64) (wire.RetrieveFutur
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	w.polled, p.session.seen = now, now
-	for len(w.ended) > 0 && w.ended[0].n <= cursor {
-		delete(w.known, w.ended[0].op)
-		w.ended = w.ended[1:]
-	}
+	w.ended = slices.DeleteFunc(w.ended, func(e ending) bool {
+		gone := e.n <= cursor || !p.ops[e.op] // a result that is forgotten is not held here, either
+		if gone {
+			delete(w.known, e.op)
+		}
+		return gone
+	})
 	for _, e := range w.ended {
 		out.Cursor = e.n
-		if s.ops[opKey{e.op.owner, e.op.id}] == e.op {
-			out.Completions = append(out.Completions, wire.CompletionOf(e.op.id, e.op.failed()))
-		}
+		out.Completions = append(out.Completions, wire.CompletionOf(e.op.id, e.op.failed()))
 	}
 	for o := range w.known {
 		o.polled, o.asked = now, true

@@ -32,6 +32,9 @@ func (s *Server) copyWeights(c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.roomToDownload(c); err != nil { // as much work, and a tensor in memory
+		return nil, err
+	}
 	to := api.Path{Run: s.copyRun(c, from.Path), Kind: from.Path.Kind, Name: from.Path.Name}
 	if r.SessionID != "" {
 		sess, err := s.session(c, r.SessionID)

@@ -52,7 +52,7 @@ func (s *Server) externalLinks(c *call) (any, error) {
 	expires := s.linkLife()
 	out := wire.ExternalURLsResponse{URLs: map[string]string{}, Expires: expires}
 	for _, f := range files {
-		out.URLs[f.Name] = s.link(base, k.Path, f.Name, expires)
+		out.URLs[f.Name] = s.link(base, download{path: k.Path, file: f.Name, expires: expires})
 	}
 	return out, nil
 }
@@ -60,10 +60,11 @@ func (s *Server) externalLinks(c *call) (any, error) {
 // externalFile sends a file of weights for other programs to whoever has a link.
 func (s *Server) externalFile(c *call) (any, error) {
 	name := c.PathValue("file")
-	p, err := s.linked(c, name)
+	d, err := s.linked(c, name)
 	if err != nil {
 		return nil, err
 	}
+	p := d.path
 	r, files, err := s.files(c.Context(), p)
 	if err != nil {
 		return nil, err

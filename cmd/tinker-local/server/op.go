@@ -150,6 +150,9 @@ func (s *Server) submit(w order) (any, error) {
 	}
 	o.polled = s.opt.Now()
 	s.ops[key], s.open[o] = o, true
+	if o.sampler != nil {
+		o.sampler.ops[o] = true
+	}
 	return o.reply, nil
 }
 
@@ -220,6 +223,9 @@ func (s *Server) forget(o *op) {
 	}
 	delete(s.ops, key)
 	delete(s.open, o)
+	if o.sampler != nil {
+		delete(o.sampler.ops, o)
+	}
 	if o.spare {
 		k := s.kept[o.owner]
 		k.bytes -= o.held

@@ -151,3 +151,31 @@ func TestSilentSession(t *testing.T) {
 		t.Errorf("the session goes on with %s", fresh)
 	}
 }
+
+// TestWatchHoldsNothing: who is told of ends of samples, and never says that it knows, does not keep results that are forgotten.
+func TestWatchHoldsNothing(t *testing.T) {
+	f := start(t, func(s *setting) { s.Server.Limits.PollWait = 20 * time.Millisecond })
+	c := f.client()
+	p := c.baseSampler(c.session(), 0)
+	ask := func(retrieved ...string) object {
+		return c.post("retrieve_futures", object{
+			"target": object{"sampling_session_id": p, "client_id": 0}, "cursor": 0, "retrieved_request_ids": retrieved, "timeout_ms": 20,
+		})
+	}
+	ask()
+	for i := range 20 {
+		id := c.submit("asample", sampleFrom(p, i, 2))
+		eventually(t, "the client is told", func() bool { return len(ask()["completions"].([]any)) == 1 })
+		c.result(id)
+		if out := ask(id); len(out["completions"].([]any)) != 0 {
+			t.Fatalf("what it has is told again: %v", out)
+		}
+	}
+	f.server.mu.Lock()
+	defer f.server.mu.Unlock()
+	for _, w := range f.server.samplers[p].watches {
+		if len(w.ended) != 0 || len(w.known) != 0 || len(f.server.samplers[p].ops) != 0 {
+			t.Errorf("%d ends and %d samples are held", len(w.ended), len(w.known))
+		}
+	}
+}

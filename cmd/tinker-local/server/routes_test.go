@@ -357,7 +357,7 @@ func TestOwners(t *testing.T) {
 func TestPublic(t *testing.T) {
 	f := start(t, func(s *setting) { s.Keys = twoKeys })
 	alice, bob := f.as(aliceKey), f.as(bobKey)
-	n := furnish(alice, "note")
+	n := furnish(alice, "the-runs-note")
 	public := n.path("weights", n.checkpoint)
 	if a := alice.do("POST", public+"/publish", nil); a.status != 204 {
 		t.Fatal(a)
@@ -369,6 +369,19 @@ func TestPublic(t *testing.T) {
 	bob.work("load_weights", object{"model_id": mine, "seq_id": 1, "path": n.tinker("weights", n.checkpoint), "optimizer": true})
 	if a := bob.do("GET", "/api/v1/training_runs/"+n.model, nil); a.status != 200 || bytes.Contains(a.body, []byte("user_metadata")) {
 		t.Errorf("the run of a public checkpoint: %v", a)
+	}
+	for _, who := range []struct {
+		client
+		told bool
+	}{{alice, true}, {bob, false}} {
+		link := who.do("GET", public+"/archive", nil).json()["url"].(string)
+		if a := bob.do("GET", strings.TrimPrefix(link, f.url), nil); a.status != 200 || bytes.Contains(a.body, []byte(`"the-runs-note"`)) != who.told {
+			t.Errorf("the archive that %s gets tells the run's notes: %t", who.key, !who.told)
+		}
+		link = strings.Replace(link, "notes=true", "", 1) + "&notes=true"
+		if a := bob.do("GET", strings.TrimPrefix(link, f.url), nil); !who.told && a.status != 403 {
+			t.Errorf("a link that asks for more: %v", a)
+		}
 	}
 	list := bob.do("GET", "/api/v1/training_runs/"+n.model+"/checkpoints", nil).json()["checkpoints"].([]any)
 	if len(list) != 1 || list[0].(object)["checkpoint_id"] != "weights/"+n.checkpoint {

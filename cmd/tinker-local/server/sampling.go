@@ -25,6 +25,7 @@ type sampler struct {
 	// guarded by Server.mu
 	joined  int64            // clients beside the first
 	watches map[int64]*watch // by client
+	ops     map[*op]bool     // samples that are not forgotten
 }
 
 func samplerID(sess *session, n int64) string { return fmt.Sprintf("%s:sample:%d", sess.id, n) }
@@ -47,11 +48,11 @@ func (s *Server) placeForSampler(sess *session, id string) error {
 func (s *Server) addSampler(p *sampler) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	p.watches, p.ops = map[int64]*watch{}, map[*op]bool{}
 	if s.sessions[p.session.id] != p.session { // it was closed meanwhile
 		s.samplerPlaces.give(p.session.owner, 1)
 		return
 	}
-	p.watches = map[int64]*watch{}
 	p.session.samplers[p.id], s.samplers[p.id] = p, p
 }
 
