@@ -52,7 +52,10 @@ func BenchmarkPluginStep(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	e := openEngine(b, func(o *engine.Options) { o.Device, o.Models = dev, local.Models{} })
+	e := openEngine(b, func(o *engine.Options) {
+		o.Device, o.Models = dev, local.Models{}
+		o.Limits.KeptForwards = -1 // a service that keeps nothing between the two passes
+	})
 	r := newRun(b, e, local.TinyModel, 16, 1)
 	data, inGo := preferences(8, 80)
 	var plain []api.Datum
