@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"crypto/hmac"
-	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"io"
@@ -26,11 +25,9 @@ type download struct {
 	expires time.Time
 }
 
-// mac signs a download.
+// downloadMAC signs a download.
 func (s *Server) downloadMAC(d download) string {
-	m := hmac.New(sha256.New, s.opt.Secret)
-	m.Write([]byte("archive\x00" + d.path.String() + "\x00" + d.file + "\x00" + strconv.FormatBool(d.notes) + "\x00" + strconv.FormatInt(d.expires.Unix(), 10)))
-	return hex.EncodeToString(m.Sum(nil))
+	return hex.EncodeToString(s.mac("archive", d.path.String(), d.file, strconv.FormatBool(d.notes), strconv.FormatInt(d.expires.Unix(), 10)))
 }
 
 // link is where whoever has it gets a download.

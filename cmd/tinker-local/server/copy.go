@@ -3,9 +3,7 @@ package server
 import (
 	"cmp"
 	"context"
-	"crypto/hmac"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/hex"
 	"time"
 
@@ -77,9 +75,7 @@ const copiedFrom = "copied_from"
 
 // copyRun is the id of the run for a copy: the same for the repeats of a request, which its client marks with a key.
 func (s *Server) copyRun(c *call, from api.Path) string {
-	m := hmac.New(sha256.New, s.opt.Secret)
-	m.Write([]byte("copy\x00" + c.owner + "\x00" + from.String() + "\x00" + cmp.Or(c.Header.Get("X-Idempotency-Key"), rand.Text())))
-	random := hex.EncodeToString(m.Sum(nil)[:8])
+	random := hex.EncodeToString(s.mac("copy", c.owner, from.String(), cmp.Or(c.Header.Get("X-Idempotency-Key"), rand.Text()))[:8])
 	return runID(random+"-"+s.sessionMAC(random, c.owner), 0)
 }
 

@@ -61,6 +61,23 @@ func pathOf(c *call) (api.Path, error) {
 	return p, p.Check()
 }
 
+// listed is what the call's query asks for, and where it is.
+func (s *Server) listed(c *call) (q wire.ListQuery, st api.Store, err error) {
+	if q, err = wire.DecodeListQuery(c.URL.Query()); err == nil {
+		st, err = s.store()
+	}
+	return q, st, err
+}
+
+// runNamed is the run id in the call's path, and where the run may be. Whose it is has not been looked at.
+func (s *Server) runNamed(c *call) (id string, st api.Store, err error) {
+	id = c.PathValue("run")
+	if err = api.CheckName("run id", id); err == nil {
+		st, err = s.store()
+	}
+	return id, st, err
+}
+
 func (s *Server) weightsInfo(c *call) (any, error) {
 	var r wire.WeightsInfoRequest
 	if err := s.read(c, &r); err != nil {
@@ -76,11 +93,7 @@ func (s *Server) weightsInfo(c *call) (any, error) {
 // listRuns lists the caller's runs; with access_scope=accessible there is nothing more to see: what others publish are
 // checkpoints, not runs.
 func (s *Server) listRuns(c *call) (any, error) {
-	q, err := wire.DecodeListQuery(c.URL.Query())
-	if err != nil {
-		return nil, err
-	}
-	st, err := s.store()
+	q, st, err := s.listed(c)
 	if err != nil {
 		return nil, err
 	}
@@ -111,11 +124,7 @@ func (s *Server) runsOfProject(c *call, st api.Store, q wire.ListQuery) (any, er
 
 // runInfo describes a run: the caller's, or what may be seen of one with a public checkpoint.
 func (s *Server) runInfo(c *call) (any, error) {
-	id := c.PathValue("run")
-	if err := api.CheckName("run id", id); err != nil {
-		return nil, err
-	}
-	st, err := s.store()
+	id, st, err := s.runNamed(c)
 	if err != nil {
 		return nil, err
 	}
@@ -138,11 +147,7 @@ func (s *Server) runInfo(c *call) (any, error) {
 
 // runCheckpoints lists all checkpoints of a run that the caller may read.
 func (s *Server) runCheckpoints(c *call) (any, error) {
-	id := c.PathValue("run")
-	if err := api.CheckName("run id", id); err != nil {
-		return nil, err
-	}
-	st, err := s.store()
+	id, st, err := s.runNamed(c)
 	if err != nil {
 		return nil, err
 	}
@@ -164,11 +169,7 @@ func (s *Server) runCheckpoints(c *call) (any, error) {
 
 // listCheckpoints lists the caller's checkpoints, the newest first.
 func (s *Server) listCheckpoints(c *call) (any, error) {
-	q, err := wire.DecodeListQuery(c.URL.Query())
-	if err != nil {
-		return nil, err
-	}
-	st, err := s.store()
+	q, st, err := s.listed(c)
 	if err != nil {
 		return nil, err
 	}

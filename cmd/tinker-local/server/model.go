@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"net/http"
 
 	"tinkerlocal/cmd/tinker-local/server/wire"
 	"tinkerlocal/engine"
@@ -167,7 +168,7 @@ func (s *Server) unloadModel(c *call) (any, error) {
 	}
 	out, err := s.submit(order{id: id, session: model.session, start: func() (*op, error) {
 		open.Close()
-		return endedOp(func() (reply, error) { return jsonReply(200, wire.UnloadModelResponse{ModelID: model.id}) }), nil
+		return endedOp(func() (reply, error) { return jsonReply(http.StatusOK, wire.UnloadModelResponse{ModelID: model.id}) }), nil
 	}})
 	if err == nil { // now that a repeat finds its request
 		s.mu.Lock()

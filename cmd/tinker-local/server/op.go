@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"net/http"
 	"slices"
 	"time"
 
@@ -76,7 +77,7 @@ func newOp[T any](f *engine.Future[T], size func(T) int64, encode func(v T, prot
 
 // asJSON makes an encoder of a result that is JSON for every client.
 func asJSON[T any](convert func(T) any) func(T, bool) (reply, error) {
-	return func(v T, _ bool) (reply, error) { return jsonReply(200, convert(v)) }
+	return func(v T, _ bool) (reply, error) { return jsonReply(http.StatusOK, convert(v)) }
 }
 
 // endedOp is the op of work that is done at once.

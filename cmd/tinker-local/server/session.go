@@ -3,7 +3,6 @@ package server
 import (
 	"crypto/hmac"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/hex"
 	"net/http"
 	"strings"
@@ -41,9 +40,7 @@ type session struct {
 
 // sessionMAC ties a session's id to its owner, so that a server that was started anew can tell whose it was.
 func (s *Server) sessionMAC(random, owner string) string {
-	m := hmac.New(sha256.New, s.opt.Secret)
-	m.Write([]byte("session\x00" + random + "\x00" + owner))
-	return hex.EncodeToString(m.Sum(nil)[:8])
+	return hex.EncodeToString(s.mac("session", random, owner)[:8])
 }
 
 func (s *Server) createSession(c *call) (any, error) {

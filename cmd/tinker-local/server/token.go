@@ -48,10 +48,7 @@ func (s *Server) fingerprint(key string) string {
 }
 
 func (s *Server) keyMAC(sum [sha256.Size]byte) string {
-	m := hmac.New(sha256.New, s.opt.Secret)
-	m.Write([]byte("key\x00"))
-	m.Write(sum[:])
-	return hex.EncodeToString(m.Sum(nil)[:16])
+	return hex.EncodeToString(s.mac("key", string(sum[:]))[:16])
 }
 
 // fingerprints are those of all keys, with their owners.
@@ -68,9 +65,7 @@ func (s *Server) fingerprints() map[string]string {
 }
 
 func (s *Server) tokenMAC(signed string) string {
-	m := hmac.New(sha256.New, s.opt.Secret)
-	m.Write([]byte("token\x00" + signed))
-	return base64.RawURLEncoding.EncodeToString(m.Sum(nil))
+	return base64.RawURLEncoding.EncodeToString(s.mac("token", signed))
 }
 
 // newToken gives out a token for a key of owner's.

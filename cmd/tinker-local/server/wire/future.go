@@ -35,19 +35,6 @@ type Pending struct {
 	Reason     string     `json:"queue_state_reason,omitempty"`
 }
 
-// TryAgain says the same with status 200. Clients log a warning each time; prefer Pending.
-type TryAgain struct {
-	Type       string     `json:"type"`
-	RequestID  string     `json:"request_id"`
-	QueueState QueueState `json:"queue_state"`
-	Reason     string     `json:"queue_state_reason,omitempty"`
-}
-
-// TryAgainLater is the body of TryAgain for a request.
-func TryAgainLater(request string, s QueueState) TryAgain {
-	return TryAgain{Type: "try_again", RequestID: request, QueueState: s}
-}
-
 // Metadata announces a large result, once, to a client that allows it; it asks again when it has room.
 type Metadata struct {
 	Status string `json:"status"`

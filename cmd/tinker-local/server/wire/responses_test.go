@@ -174,7 +174,6 @@ func jsonResponses() []struct {
 		{"CreateSamplingSessionResponse", CreateSamplingSessionResponse{"S:sample:0"}},
 		{"GetSamplerResponse", SamplerResponse{"S:sample:0", "b", sampler.String()}},
 		{"UntypedAPIFuture", Future{RequestID: "r", ModelID: "m", SequenceIDs: []string{"q0", "q1"}}},
-		{"TryAgainResponse", TryAgainLater("r", QueuePausedCapacity)},
 		{"RequestFailedResponse", FailedOf(api.Errorf(api.BadRequest, "datum 3 is wrong"))},
 		{"TrainingRun", TrainingRunOf(run)},
 		{"TrainingRunsResponse", TrainingRunsOf(api.RunPage{Runs: []api.RunRecord{run}, Total: 7}, api.Page{Limit: 1, Offset: 2})},

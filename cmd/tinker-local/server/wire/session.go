@@ -1,8 +1,6 @@
 package wire
 
 import (
-	"encoding/json"
-
 	"tinkerlocal/engine/api"
 )
 
@@ -76,15 +74,6 @@ type HeartbeatResponse struct {
 
 // Heartbeat is the answer to a heartbeat.
 func Heartbeat() HeartbeatResponse { return HeartbeatResponse{Type: "session_heartbeat"} }
-
-// TelemetryRequest carries what clients tell about themselves. Events may hold a client's key: do not log them.
-type TelemetryRequest struct {
-	Events    []json.RawMessage `json:"events"`
-	SessionID string            `json:"session_id"`
-}
-
-func (*TelemetryRequest) name() string { return "telemetry" }
-func (*TelemetryRequest) check() error { return nil }
 
 // TelemetryResponse has the one status that keeps clients from sending again.
 type TelemetryResponse struct {

@@ -65,7 +65,7 @@ def find(name):
         except ImportError:
             return None
         return SelfApiKeyResponse
-    for module in ("try_again_response", "request_failed_response", "telemetry_response", "session_heartbeat_response", "health_response", "futures_retrieve_response", "save_weights_for_sampler_response",
+    for module in ("request_failed_response", "telemetry_response", "session_heartbeat_response", "health_response", "futures_retrieve_response", "save_weights_for_sampler_response",
                    "_pydantic_types.save_weights_external_response"):
         try:
             found = getattr(__import__("tinker.types." + module, fromlist=["x"]), name, None)
