@@ -3,6 +3,7 @@ package server
 import (
 	"fmt"
 	"reflect"
+	"strings"
 	"testing"
 )
 
@@ -62,5 +63,39 @@ func TestTogether(t *testing.T) {
 				break
 			}
 		}
+	}
+}
+
+// TestSamplersOfEveryStep: a loop that makes a sampler at every step and closes none, on a device that has no room for all of them: each can be
+// drawn from at any time, with the bits that it had at first.
+func TestSamplersOfEveryStep(t *testing.T) {
+	const steps = 16
+	f := start(t, func(s *setting) {
+		s.Engine.Limits.Memory, s.Engine.Limits.KVPositions, s.Engine.Limits.DecodeSequences, s.Engine.Limits.PrefillTokens = 245_000, 256, 4, 16
+	})
+	c := f.client()
+	m := c.model(c.session(), 0)
+	var samplers []string
+	var first []object
+	seq := 0
+	ask := func(route string, body object) object {
+		seq++
+		body["model_id"], body["seq_id"] = m, seq
+		return c.work(route, body)
+	}
+	for step := range steps {
+		ask("forward_backward", forwardBackward("", 0, datum(step, 8)))
+		ask("optim_step", optimStep("", 0))
+		samplers = append(samplers, ask("save_weights_for_sampler", object{"sampling_session_seq_id": step})["sampling_session_id"].(string))
+		first = append(first, c.work("asample", sampleFrom(samplers[step], 0, 8)))
+	}
+	again := atOnce(steps, func(i int) object { return c.work("asample", sampleFrom(samplers[i], 1, 8)) })
+	for i := range steps {
+		if !reflect.DeepEqual(again[i], first[i]) {
+			t.Errorf("step %d: %v, at first %v", i, again[i], first[i])
+		}
+	}
+	if !strings.Contains(f.log.String(), "set aside") {
+		t.Error("there was room for all: the test shows nothing")
 	}
 }
